@@ -1,0 +1,378 @@
+"""The Artifact: one exported model, immutable, named by its digest.
+
+An artifact is a directory::
+
+    minilm-bbc-int8-4f1c9a0b2d3e/
+      artifact.json      the manifest below
+      model.onnx         the graph (and model.onnx.data, its external weights, if any)
+      inputs.npz         real tokenised inputs for timing: one array per model input, [n, seq_len]
+      evaluation.npz     labelled held-out inputs: the same arrays plus ``labels`` [m] (optional)
+
+``artifact.json`` holds the SHA-256 of every other file. The artifact's digest is the SHA-256 of the
+manifest's canonical JSON (sorted keys, no spaces, UTF-8) without its own ``digest`` member, so it
+covers everything. Nothing in the manifest depends on the time or the place of the export.
+
+Schema history (``schema``):
+    edgebench.artifact/1   first
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from edgebench.errors import ArtifactError
+
+SCHEMA = "edgebench.artifact/1"
+MANIFEST = "artifact.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FileEntry(_Part):
+    sha256: str
+    bytes: int
+
+
+class Base(_Part):
+    """The backbone: its name, the digest of its weights, and its shape."""
+
+    name: str
+    digest: str
+    architecture: str
+    hidden_size: int
+    layers: int
+    heads: int
+    parameters: int
+
+
+class Adapter(_Part):
+    """The trained adapter as stored on disk (``bytes`` is the checkpoint's weight file)."""
+
+    name: str
+    digest: str
+    kind: str
+    rank: int | None = None
+    bytes: int
+    parameters: int
+
+
+class Exporter(_Part):
+    """What wrote the graph: family file, road, and every version that decides the result."""
+
+    name: str
+    road: Literal["torch", "optimum"]
+    opset: int
+    ir_version: int
+    versions: dict[str, str]
+
+
+class Quantization(_Part):
+    """How weights are stored and computed with.
+
+    ``storage_bits`` is nominal (32, 8, 3); ``storage_bits_per_weight`` counts every stored bit of
+    the quantised weights, scales included, divided by their number; ``file_bits_per_weight`` does
+    the same over all weights of the model, those left in fp32 too. ``compute_bits`` is the weight
+    width that the kernel computes with, ``activation_bits`` the width of the activations there.
+    """
+
+    scheme: str
+    storage_bits: int
+    compute_bits: int
+    activation_bits: int
+    storage_bits_per_weight: float
+    file_bits_per_weight: float
+    block_size: int | None = None
+    quantized_weights: int = 0
+    total_weights: int
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class Tensor(_Part):
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Signature(_Part):
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+class Statistics(_Part):
+    """The vector s = (seq_len, kept_layers, kept_heads, kept_ranks, param_bits), read off the graph.
+
+    ``param_bits`` is the number of stored bits of all parameters of the graph.
+    """
+
+    seq_len: int
+    kept_layers: int
+    kept_heads: int
+    kept_ranks: int
+    param_bits: int
+
+
+class Parity(_Part):
+    """The graph's outputs against PyTorch's, in fp32, on ``n`` real inputs."""
+
+    reference: str
+    n: int
+    max_abs_error: float
+    mean_abs_error: float
+    cosine_min: float
+    cosine_mean: float
+    kl_mean: float | None
+    top1_agreement: float | None
+    tolerance: float | None
+
+
+class Data(_Part):
+    """The tokenised inputs that travel with the artifact."""
+
+    inputs: str
+    inputs_n: int
+    inputs_source: str
+    evaluation: str | None = None
+    evaluation_n: int = 0
+    evaluation_source: str | None = None
+
+
+class Manifest(_Part):
+    """artifact.json."""
+
+    schema_: str = Field(alias="schema")
+    digest: str = ""
+    name: str
+    task: str
+    labels: tuple[str, ...] = ()
+    base: Base
+    adapter: Adapter | None
+    exporter: Exporter
+    lowering: Literal["merged", "unmerged", "swappable", "base"]
+    quantization: Quantization
+    signature: Signature
+    statistics: Statistics
+    extra_flops: float
+    parity: Parity
+    data: Data
+    model: str = "model.onnx"
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artifact: its directory and its manifest."""
+
+    path: Path
+    manifest: Manifest
+
+    @property
+    def digest(self) -> str:
+        return self.manifest.digest
+
+    @property
+    def name(self) -> str:
+        return self.manifest.name
+
+    @property
+    def model_path(self) -> Path:
+        return self.path / self.manifest.model
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the graph and its weights, without the data that travel along."""
+        data = {self.manifest.data.inputs, self.manifest.data.evaluation}
+        return sum(f.bytes for n, f in self.manifest.files.items() if n not in data)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
+        """Read and verify an artifact directory.
+
+        Args:
+            path: the directory that holds ``artifact.json``.
+            verify: check the SHA-256 of every file, not only the manifest's own digest.
+
+        Raises:
+            ArtifactError: missing, truncated, of another schema, changed since it was exported,
+                or with file names that leave the directory.
+        """
+        root = Path(path)
+        manifest_path = root / MANIFEST
+        if not manifest_path.is_file():
+            raise ArtifactError(
+                f"no artifact here: {MANIFEST} is missing",
+                where=str(root),
+                fix="Give a directory written by `edgebench export`.",
+            )
+        manifest = _parse(manifest_path)
+        for name, entry in manifest.files.items():
+            check_inside(root, name, what="the manifest names a file")
+            file = root / name
+            if not file.is_file():
+                raise ArtifactError(
+                    f"the artifact's file {name} is missing", where=str(root), fix=_REEXPORT
+                )
+            if file.stat().st_size != entry.bytes:
+                raise ArtifactError(
+                    f"{name} has {file.stat().st_size} bytes, the manifest says {entry.bytes}",
+                    where=str(root),
+                    fix=_REEXPORT,
+                )
+            if verify and sha256_file(file) != entry.sha256:
+                raise ArtifactError(
+                    f"the digest of {name} does not match the manifest: it was changed after export",
+                    where=str(root),
+                    fix=_REEXPORT,
+                )
+        if manifest.model not in manifest.files or manifest.data.inputs not in manifest.files:
+            raise ArtifactError(
+                "the manifest does not list its own model and inputs", where=str(root), fix=_REEXPORT
+            )
+        check_external_data(root / manifest.model)
+        return cls(root, manifest)
+
+
+_REEXPORT = "Export it again with `edgebench export`; artifacts are never edited."
+
+
+def sha256_file(path: Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys and no spaces: the same bytes for the same value."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    ).encode()
+
+
+def manifest_digest(document: Mapping[str, Any]) -> str:
+    """``sha256:`` digest of a manifest document without its ``digest`` member."""
+    body = {key: value for key, value in document.items() if key != "digest"}
+    return "sha256:" + hashlib.sha256(canonical_json(body)).hexdigest()
+
+
+def seal(manifest: Manifest) -> Manifest:
+    """The same manifest with its digest filled in."""
+    document = manifest.model_dump(mode="json", by_alias=True)
+    return manifest.model_copy(update={"digest": manifest_digest(document)})
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Seal a manifest and write it into a directory that is still being built."""
+    sealed = seal(manifest)
+    document = sealed.model_dump(mode="json", by_alias=True)
+    (directory / MANIFEST).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n")
+    return sealed
+
+
+def check_inside(root: Path, name: str, *, what: str) -> None:
+    """Refuse a file name that leaves its directory (absolute, ``..``, or through a link)."""
+    base = root.resolve()
+    target = (base / name).resolve()
+    if os.path.isabs(name) or not target.is_relative_to(base) or target == base:
+        raise ArtifactError(
+            f"{what} outside the artifact's directory: {name!r}",
+            where=str(root),
+            fix="Refused: an artifact may only use its own files.",
+        )
+
+
+def check_external_data(model: Path) -> None:
+    """Refuse an ONNX file whose external data lie outside its own directory.
+
+    Reads the protobuf's ``external_data`` entries (onnx.proto: TensorProto field 13, key
+    "location") without loading any weight. Needs the ``onnx`` package only if the file may have
+    external data; a device never calls this.
+
+    Raises:
+        ArtifactError: the file is not ONNX, or points outside.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        proto = onnx.load(os.fspath(model), load_external_data=False)
+    except (DecodeError, ValueError, RuntimeError) as error:
+        raise ArtifactError(
+            "the file is not a readable ONNX model", where=str(model), fix=_REEXPORT
+        ) from error
+    if not proto.HasField("graph"):
+        raise ArtifactError(
+            "the file is not a readable ONNX model: it has no graph", where=str(model), fix=_REEXPORT
+        )
+    for tensor in _tensors(proto):
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                check_inside(model.parent, entry.value, what="the model's external data point")
+                if not (model.parent / entry.value).is_file():
+                    raise ArtifactError(
+                        f"the model's external data file {entry.value} is missing",
+                        where=str(model),
+                        fix=_REEXPORT,
+                    )
+
+
+def _tensors(proto: Any) -> list[Any]:
+    """Every TensorProto of a model: initialisers, attributes, subgraphs and functions."""
+    found: list[Any] = []
+
+    def from_attributes(nodes: Any) -> None:
+        for node in nodes:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    found.append(attribute.t)
+                found.extend(attribute.tensors)
+                for graph in [attribute.g, *attribute.graphs]:
+                    from_graph(graph)
+
+    def from_graph(graph: Any) -> None:
+        found.extend(graph.initializer)
+        from_attributes(graph.node)
+
+    from_graph(proto.graph)
+    for function in proto.functions:
+        from_attributes(function.node)
+    return found
+
+
+def _parse(path: Path) -> Manifest:
+    try:
+        document = json.loads(path.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtifactError(
+            "the manifest is not readable JSON (truncated?)", where=str(path), fix=_REEXPORT
+        ) from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise ArtifactError(
+            f"the manifest has schema {schema!r}, this edgebench reads {SCHEMA!r}",
+            where=str(path),
+            fix="Export the artifact again with this version.",
+        )
+    try:
+        manifest = Manifest.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"the manifest is malformed at {place}: {first['msg']}", where=str(path), fix=_REEXPORT
+        ) from error
+    if manifest.digest != manifest_digest(document):
+        raise ArtifactError(
+            "the artifact's digest does not match its manifest: it was changed after export",
+            where=str(path),
+            fix=_REEXPORT,
+        )
+    return manifest
