@@ -70,6 +70,13 @@ class WarmupRule(_Part):
     max_s: float = Field(gt=0)
 
 
+class CooldownRule(_Part):
+    """A launch begins when every thermal zone is at or below ``below_c``, or after ``max_s``."""
+
+    below_c: float
+    max_s: float
+
+
 class Protocol(_Part):
     """How the run was measured: decided before it began."""
 
@@ -87,6 +94,9 @@ class Protocol(_Part):
     input_source: str
     runtime: dict[str, Any]
     memory_limit_bytes: int | None
+    cooldown: CooldownRule | None = None
+    #: Percentiles that the run was asked for: a verdict counts the samples that they need.
+    percentiles: list[float] = Field(default_factory=lambda: [50.0, 90.0, 95.0, 99.0])
 
 
 class ArtifactEntry(_Part):
@@ -115,10 +125,12 @@ class Launch(_Part):
     started_ns: int
     ended_ns: int
     #: By artifact index, as in Recording.artifacts.
-    load_ns: list[int]
-    warmup: list[Warmup]
+    load_ns: list[int] = Field(default_factory=list)
+    warmup: list[Warmup | None] = Field(default_factory=list)
     #: What ended it: "enough" (all conditions met) or "time" (max_duration_s).
     stopped_by: Literal["enough", "time"] | None = None
+    #: Begin and end of the measured part.
+    window_ns: tuple[int, int] | None = None
     #: CPU seconds that processes other than ours used while it measured, per wall second of one
     #: measured CPU (0.02 = 2 % of the measured CPUs' time), and the same for stolen time (VM).
     foreign_cpu_fraction: float | None = None
@@ -191,6 +203,8 @@ class Recording(_Part):
     clock: Clock
     versions: dict[str, str]
     agent: dict[str, Any]
+    #: How the run ended on the device: "done", or what cut it short ("deadline", "lost", ...).
+    status: str = "done"
     #: Why there is no energy ("no power source on this device"), or None where meters ran.
     power_absent: str | None
     host: dict[str, Any]
