@@ -1,0 +1,104 @@
+"""Reading and writing ONNX files: whole, deterministic, and never half-written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError, EncodeError
+
+from edgebench.errors import InputError, StorageError
+
+# One protobuf message holds at most 2 GiB (2^31 - 1 bytes); leave 64 MiB for the graph itself.
+INLINE_LIMIT_BYTES = (1 << 31) - (1 << 26)
+
+# Below this many bytes a tensor stays in the graph even when the others move out.
+_EXTERNAL_TENSOR_BYTES = 1024
+
+READABLE_IR = 13
+"""ONNX Runtime 1.31 reads IR versions up to this one."""
+
+
+def load(path: Path) -> onnx.ModelProto:
+    """The model with its external data in memory.
+
+    Raises:
+        InputError: not ONNX, or its external data are missing or broken.
+    """
+    try:
+        model = onnx.load(os.fspath(path))
+    except DecodeError as error:
+        raise InputError("the file is not a readable ONNX model", where=str(path)) from error
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise InputError(
+            f"the ONNX model's weights cannot be read: {error}", where=str(path)
+        ) from error
+    if not model.HasField("graph") or not model.graph.node:
+        raise InputError("the ONNX model has no graph", where=str(path))
+    if model.ir_version > READABLE_IR:
+        raise InputError(
+            f"the ONNX model has IR version {model.ir_version}, "
+            f"ONNX Runtime reads up to {READABLE_IR}",
+            where=str(path),
+            fix="Export it with ir_version=10.",
+        )
+    return model
+
+
+def save(model: onnx.ModelProto, target: Path) -> None:
+    """Write ``target`` (and ``<target>.data`` when the weights are too large for one message).
+
+    The files are written under a temporary name beside the target, and renamed when complete.
+
+    Raises:
+        StorageError: the directory cannot be written, or is full.
+    """
+    data = target.name + ".data"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".quantize-", dir=target.parent) as directory:
+            staged = Path(directory) / target.name
+            if _weight_bytes(model) > INLINE_LIMIT_BYTES:
+                onnx.save(
+                    model,
+                    os.fspath(staged),
+                    save_as_external_data=True,
+                    all_tensors_to_one_file=True,
+                    location=data,
+                    size_threshold=_EXTERNAL_TENSOR_BYTES,
+                )
+                os.replace(staged.with_name(data), target.with_name(data))
+            else:
+                staged.write_bytes(model.SerializeToString(deterministic=True))
+            os.replace(staged, target)
+    except (OSError, EncodeError) as error:
+        raise StorageError(
+            f"the quantised model cannot be written: {error}",
+            where=str(target),
+            fix="Free space, or choose another directory.",
+        ) from error
+
+
+def scratch(target: Path) -> tempfile.TemporaryDirectory[str]:
+    """A temporary directory on the target's file system.
+
+    Raises:
+        StorageError: the target's directory cannot be written.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix=".quantize-", dir=target.parent)
+    except OSError as error:
+        raise StorageError(
+            f"the quantised model cannot be written: {error}", where=str(target)
+        ) from error
+
+
+def size_bytes(path: Path) -> int:
+    """Bytes of an ONNX file and the external data file beside it."""
+    data = path.with_name(path.name + ".data")
+    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+
+
+def _weight_bytes(model: onnx.ModelProto) -> int:
+    return sum(tensor.ByteSize() for tensor in model.graph.initializer)

@@ -1,0 +1,90 @@
+"""Three-bit codes and block scales for a weight matrix, by least squares.
+
+A block w of B consecutive weights of a row becomes s (c_1 .. c_B), c_k in -4..3, so that
+
+    E(s) = sum_k (w_k - s round_clip(w_k / s))^2
+
+is small. E has many local minima, so it is searched: candidates s = f w* / -4, where w* is the
+block's weight of largest magnitude *with its sign*, are tried for a few f around 1, each followed by
+one step of the closed form for fixed codes, s = sum(w c) / sum(c c). A signed scale lets the longer
+negative side of the codes serve whichever side of the block is longer: on MiniLM's weights it
+lowers the squared error by a fifth against positive scales.
+
+f < 1 clips the largest weight to gain resolution for the others (clipping as in Banner et al. 2019,
+arXiv:1810.05723; here by search, not under a distribution's assumption). No activation is looked
+at: better fits belong here, behind the same signature.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgebench.quantize.packing import HIGHEST, LOWEST
+
+# The best f lies within these for 99 % of MiniLM's blocks; more candidates gain under 1 % of error.
+_FRACTIONS = (0.6, 0.7, 0.8, 0.9, 1.0, -1.0, -0.85, 1.15)
+
+# Rows are taken in slices of about this many weights: the temporaries then stay in the L2 cache.
+_SLICE = 1 << 16
+
+
+def fit(
+    weights: NDArray[np.float32], block_size: int
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    """Codes [N, K] in -4..3 and scales [N, ceil(K / block_size)] for weights [N, K].
+
+    Blocks run along K; the last one may be short. The codes are those for the scales as stored
+    (fp16). A block of zeros has scale 0.
+    """
+    n, k = weights.shape
+    blocks = -(-k // block_size)
+    codes = np.empty((n, blocks * block_size), np.int8)
+    scales = np.empty((n, blocks), np.float16)
+    step = max(1, _SLICE // (blocks * block_size))
+    for start in range(0, n, step):
+        rows = weights[start : start + step]
+        full = np.zeros((rows.shape[0], blocks * block_size), np.float32)
+        full[:, :k] = rows
+        part_codes, part_scales = _fit_blocks(full.reshape(-1, block_size))
+        codes[start : start + step] = part_codes.reshape(rows.shape[0], -1)
+        scales[start : start + step] = part_scales.reshape(rows.shape[0], -1)
+    return np.ascontiguousarray(codes[:, :k]), scales
+
+
+def dequantize(
+    codes: NDArray[np.int8], scales: NDArray[np.float16], block_size: int
+) -> NDArray[np.float32]:
+    """The weights [N, K] that codes and scales stand for, w = s c, each product rounded once."""
+    k = codes.shape[1]
+    wide = np.repeat(scales.astype(np.float32), block_size, axis=1)[:, :k]
+    return codes.astype(np.float32) * wide
+
+
+def _fit_blocks(
+    w: NDArray[np.float32],
+) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+    peak = np.take_along_axis(w, np.abs(w).argmax(axis=1)[:, None], axis=1)[:, 0]
+    best_error = np.full(len(w), np.inf, np.float32)
+    best = np.zeros(len(w), np.float32)
+    for fraction in _FRACTIONS:
+        c = _round(w, fraction * peak / LOWEST)
+        wc = np.einsum("bk,bk->b", w, c)
+        cc = np.einsum("bk,bk->b", c, c)
+        scale = np.divide(wc, cc, out=np.zeros_like(wc), where=cc > 0)
+        # With the least-squares scale the error is w.w - (w.c)^2 / c.c; w.w is the same for all.
+        error = -scale * wc
+        better = error < best_error
+        best_error[better] = error[better]
+        best[better] = scale[better]
+    stored = best.astype(np.float16)
+    return _round(w, stored.astype(np.float32)).astype(np.int8), stored
+
+
+def _round(w: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
+    """round_clip(w / s), 0 where s is 0."""
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    c = w * inverse[:, None]
+    np.rint(c, out=c)
+    np.clip(c, LOWEST, HIGHEST, out=c)
+    return c
