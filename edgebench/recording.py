@@ -208,5 +208,7 @@ class Recording(_Part):
     #: Why there is no energy ("no power source on this device"), or None where meters ran.
     power_absent: str | None
     host: dict[str, Any]
-    #: name -> {"sha256", "bytes"} of samples.parquet and state.jsonl.
+    #: name -> {"sha256", "bytes"} of samples.parquet and state.jsonl; filled by the store.
     files: dict[str, dict[str, Any]]
+    #: SHA-256 of this document's canonical JSON without this member; filled by the store.
+    digest: str = ""

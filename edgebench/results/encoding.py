@@ -1,0 +1,178 @@
+"""The three files of a recording as bytes: encoded for the store, read and verified from it.
+
+Every file's SHA-256 stands in recording.json, and recording.json carries its own, so a file that
+was truncated or edited is refused by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from edgebench.artifact import canonical_json, manifest_digest
+from edgebench.errors import RecordingError
+from edgebench.recording import SAMPLE_COLUMNS, SCHEMA, Recording
+
+DOCUMENT = "recording.json"
+SAMPLES = "samples.parquet"
+STATE = "state.jsonl"
+
+Samples = Mapping[str, npt.NDArray[np.generic]]
+StateLine = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A recording as read and verified: its document, samples ([n] arrays by column), and state."""
+
+    path: Path
+    recording: Recording
+    samples: Samples
+    state: tuple[StateLine, ...]
+
+    @property
+    def id(self) -> str:
+        return self.recording.id
+
+
+def read(directory: Path) -> Loaded:
+    """Read and verify the recording in a directory.
+
+    Raises:
+        RecordingError: a file is missing, truncated, changed, or of another schema version.
+    """
+    recording = _read_document(directory)
+    contents = {}
+    for name in (SAMPLES, STATE):
+        data = _read_bytes(directory / name)
+        entry = recording.files.get(name, {})
+        if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+            raise _broken(
+                directory / name,
+                f"{name} has {len(data)} bytes and not the content that was recorded "
+                f"({entry.get('bytes')} bytes)",
+            )
+        contents[name] = data
+    return Loaded(
+        directory,
+        recording,
+        _parse_samples(contents[SAMPLES], directory / SAMPLES),
+        _parse_state(contents[STATE], directory / STATE),
+    )
+
+
+def encode(recording: Recording, samples: Any, state: Sequence[StateLine]) -> dict[str, bytes]:
+    """File name -> bytes of a recording, with ``files`` and ``digest`` filled in.
+
+    Raises:
+        RecordingError: samples or state don't fit the format.
+    """
+    try:
+        lines = b"".join(canonical_json(dict(line)) + b"\n" for line in state)
+    except (TypeError, ValueError) as error:
+        raise RecordingError(f"a device state is not JSON: {error}", where=recording.id) from error
+    files = {SAMPLES: _encode_samples(samples, recording.id), STATE: lines}
+    entries = {
+        name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+        for name, data in files.items()
+    }
+    document = recording.model_copy(update={"files": entries}).model_dump(
+        mode="json", by_alias=True
+    )
+    try:
+        document["digest"] = manifest_digest(document)
+        text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:
+        raise RecordingError(f"the document is not JSON: {error}", where=recording.id) from error
+    return {**files, DOCUMENT: text.encode() + b"\n"}
+
+
+def _encode_samples(samples: Any, where: str) -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in SAMPLE_COLUMNS.items()])
+    try:
+        columns = {name: samples[name] for name in SAMPLE_COLUMNS}
+        table = pa.table(columns).cast(schema)
+    except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise RecordingError(
+            f"the samples do not have the columns of the format: {error}", where=where
+        ) from error
+    sink = io.BytesIO()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue()
+
+
+def _parse_samples(data: bytes, path: Path) -> Samples:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        # One thread: the files are small, and a process that forks must not have a pool running.
+        table = pq.read_table(io.BytesIO(data), columns=list(SAMPLE_COLUMNS), use_threads=False)
+        columns = {n: table.column(n).to_numpy().astype(k) for n, k in SAMPLE_COLUMNS.items()}
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise _broken(path, f"the samples are not readable: {error}") from error
+    for column in columns.values():
+        column.flags.writeable = False
+    return columns
+
+
+def _parse_state(data: bytes, path: Path) -> tuple[StateLine, ...]:
+    try:
+        lines = tuple(json.loads(line) for line in data.splitlines())
+    except ValueError as error:
+        raise _broken(path, f"a line is not JSON: {error}") from error
+    if not all(isinstance(line, dict) for line in lines):
+        raise _broken(path, "a line is not a JSON object")
+    return lines
+
+
+def _read_document(directory: Path) -> Recording:
+    path = directory / DOCUMENT
+    try:
+        document = json.loads(_read_bytes(path), parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise _broken(path, "the document is not readable JSON (truncated?)") from error
+    schema = document.get("schema") if isinstance(document, dict) else None
+    if schema != SCHEMA:
+        raise RecordingError(
+            f"the recording has schema {schema!r}, this edgebench reads {SCHEMA!r}",
+            where=str(path),
+            fix="Read it with the edgebench version that wrote it.",
+        )
+    if document.get("digest") != manifest_digest(document):
+        raise _broken(path, "the document was changed after it was recorded")
+    try:
+        return Recording.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise _broken(path, f"malformed at {place}: {first['msg']}") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _broken(path, f"can't be read: {error.strerror}") from error
+
+
+def _broken(path: Path, what: str) -> RecordingError:
+    return RecordingError(
+        what, where=str(path), fix="Restore it from a copy, or move its directory out of the store."
+    )
