@@ -16,23 +16,34 @@ from edgebench.percentiles import nearest_rank
 from edgebench.reasons import Code, Reason, reason
 from edgebench.recording import PHASES, Launch, Recording
 
-#: Share of the measured CPUs that others may use. A figure this size is what two artifacts differ
-#: by in the experiments' claims (7 % latency overhead), so more than it decides them.
-MAX_FOREIGN_LOAD = 0.05
-MAX_STEAL = 0.05
-#: Relative spread of the frequency while measuring: latency is inversely proportional to it.
-MAX_FREQUENCY_SPREAD = 0.05
-#: From the first to the last third of the measuring. Our own choice: sensors read to about 1 °C and
-#: swing by a few with each launch, a device that is still warming up moves by tens.
-MAX_TEMPERATURE_DRIFT_C = 10.0
-#: 1 MiB of 4 KiB pages read back from swap, by any process: less is noise of an idle system.
-MAX_SWAP_IN_PAGES = 256
-#: A major fault stops a call for a disk access. At 1 % of the calls p99 is made of them.
-MAX_MAJOR_FAULTS_PER_CALL = 0.01
+
+class Thresholds:
+    """Beyond these a row is not what it says it is. Each has its origin beside it."""
+
+    #: Share of the measured CPUs' time that other processes may use. The experiments' claims are
+    #: of this size (7 % latency overhead), so more than it would decide them.
+    FOREIGN_CPU = 0.05
+    #: The same for time that a hypervisor takes.
+    STEAL = 0.05
+    #: Relative spread of the frequency while measuring: latency is inversely proportional to it.
+    FREQUENCY_SPREAD = 0.05
+    #: Warming from the first to the last third of the measuring. Our own choice: sensors read to
+    #: about 1 °C and swing by a few with each launch; a device still warming up moves by tens.
+    TEMPERATURE_DRIFT_C = 10.0
+    #: 1 MiB of 4 KiB pages read back from swap, by any process: less is noise of an idle system.
+    SWAP_IN_PAGES = 256
+    #: A major fault stops a call for a disk access. At 1 % of the calls p99 is made of them.
+    MAJOR_FAULTS_PER_CALL = 0.01
+
 
 #: Bits of `vcgencmd get_throttled` (Raspberry Pi documentation); plus 16: the same since boot.
 UNDER_VOLTAGE_BIT = 0
-THROTTLE_BITS = {1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+THROTTLE_BITS = {
+    UNDER_VOLTAGE_BIT: "under-voltage",
+    1: "frequency capped",
+    2: "throttled",
+    3: "soft temperature limit",
+}
 SINCE_BOOT = 16
 
 Samples = Mapping[str, npt.NDArray[Any]]
@@ -41,7 +52,7 @@ State = Sequence[Mapping[str, Any]]
 
 def check(recording: Recording, samples: Samples, state: State) -> Iterator[Reason]:
     """Every reason that the device's state gives; they hold for all artifacts of the session."""
-    during = while_measuring(state, samples)
+    during = while_measuring(recording.launches, samples, state)
     yield from _others(recording.launches)
     yield from _memory(recording.launches, samples, during)
     yield from _frequency(during)
@@ -51,18 +62,16 @@ def check(recording: Recording, samples: Samples, state: State) -> Iterator[Reas
     yield from _unknown(recording.launches, state, during)
 
 
-def while_measuring(state: State, samples: Samples) -> list[Mapping[str, Any]]:
-    """State lines stamped between the first and the last counted call of a launch, in time order.
+def while_measuring(
+    launches: Sequence[Launch], samples: Samples, state: State
+) -> list[Mapping[str, Any]]:
+    """State lines stamped within the measured part of a launch, in time order.
 
     Left out so: loading, warming up and the pauses between launches, when an idle frequency or a
-    page read from disk is as it should be.
+    page read from disk is as it should be. A launch without ``window_ns`` is taken from its first
+    to its last counted call.
     """
-    counted = samples["phase"] == PHASES.index("measure")
-    windows = []
-    for launch in np.unique(samples["launch"][counted]):
-        here = counted & (samples["launch"] == launch)
-        start = samples["start_ns"][here]
-        windows.append((int(start.min()), int((start + samples["duration_ns"][here]).max())))
+    windows = [launch.window_ns or _span(samples, launch.index) for launch in launches]
     inside = [
         line
         for line in state
@@ -72,11 +81,20 @@ def while_measuring(state: State, samples: Samples) -> list[Mapping[str, Any]]:
     return sorted(inside, key=lambda line: int(line["t_ns"]))
 
 
+def _span(samples: Samples, launch: int) -> tuple[int, int]:
+    """From the first to the last counted call of a launch; an empty span if it has none."""
+    here = (samples["launch"] == launch) & (samples["phase"] == PHASES.index("measure"))
+    if not here.any():
+        return 0, -1
+    start = samples["start_ns"][here]
+    return int(start.min()), int((start + samples["duration_ns"][here]).max())
+
+
 def _others(launches: Sequence[Launch]) -> Iterator[Reason]:
     """Other processes, and other virtual machines, on the measured CPUs: the worst launch."""
     for code, limit, attribute in (
-        (Code.FOREIGN_LOAD, MAX_FOREIGN_LOAD, "foreign_cpu_fraction"),
-        (Code.STOLEN_TIME, MAX_STEAL, "steal_fraction"),
+        (Code.FOREIGN_LOAD, Thresholds.FOREIGN_CPU, "foreign_cpu_fraction"),
+        (Code.STOLEN_TIME, Thresholds.STEAL, "steal_fraction"),
     ):
         known = [(getattr(ln, attribute) or 0.0, ln.index + 1) for ln in _good(launches)]
         worst, launch = max(known, default=(0.0, 0))
@@ -89,13 +107,13 @@ def _memory(launches: Sequence[Launch], samples: Samples, during: State) -> Iter
     what = []
     calls = int(np.count_nonzero(samples["phase"] == PHASES.index("measure")))
     faults = sum(ln.major_faults or 0 for ln in _good(launches))
-    if faults > MAX_MAJOR_FAULTS_PER_CALL * calls:
+    if faults > Thresholds.MAJOR_FAULTS_PER_CALL * calls:
         what.append(f"{faults} major faults in {calls} calls")
     pages = 0
     for launch in {line.get("launch") for line in during}:
         counts = _readings([ln for ln in during if ln.get("launch") == launch], "swap_in_pages")
         pages += counts[-1] - counts[0] if counts else 0
-    if pages > MAX_SWAP_IN_PAGES:
+    if pages > Thresholds.SWAP_IN_PAGES:
         what.append(f"{pages} pages swapped in")
     if what:
         yield reason(Code.SWAPPING, what=", ".join(what))
@@ -109,7 +127,7 @@ def _frequency(during: State) -> Iterator[Reason]:
     # The outer twentieths on both sides are left out: single readings catch the CPU between calls.
     low, high = nearest_rank(fastest, 0.05), nearest_rank(fastest, 0.95)
     spread = (high - low) / high
-    if spread > MAX_FREQUENCY_SPREAD:
+    if spread > Thresholds.FREQUENCY_SPREAD:
         yield reason(
             Code.FREQUENCY_CHANGED,
             low_mhz=round(low / 1000),
@@ -138,8 +156,9 @@ def _throttling(state: State) -> Iterator[Reason]:
         yield reason(Code.UNDER_VOLTAGE, flags=text)
     elif ever >> UNDER_VOLTAGE_BIT & 1:
         yield reason(Code.UNDER_VOLTAGE_SINCE_BOOT, flags=text)
-    held_now = [name for bit, name in THROTTLE_BITS.items() if now >> bit & 1]
-    held_ever = [name for bit, name in THROTTLE_BITS.items() if ever >> bit & 1]
+    heat = {bit: name for bit, name in THROTTLE_BITS.items() if bit != UNDER_VOLTAGE_BIT}
+    held_now = [name for bit, name in heat.items() if now >> bit & 1]
+    held_ever = [name for bit, name in heat.items() if ever >> bit & 1]
     if held_now:
         yield reason(Code.THROTTLED, what=", ".join(held_now), flags=text)
     elif held_ever:
@@ -164,7 +183,7 @@ def _heat(recording: Recording, during: State) -> Iterator[Reason]:
         start, end = float(np.mean(values[:third])), float(np.mean(values[-third:]))
         drifts.append((end - start, zone, start, end))
     drift, zone, start, end = max(drifts)
-    if drift > MAX_TEMPERATURE_DRIFT_C:
+    if drift > Thresholds.TEMPERATURE_DRIFT_C:
         yield reason(Code.TEMPERATURE_DRIFT, zone=zone, start_c=f"{start:.0f}", end_c=f"{end:.0f}")
 
 

@@ -45,6 +45,7 @@ class Code(StrEnum):
     SWAPPING = "swapping"
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
+    CUT_SHORT = "cut-short"
     ONE_LAUNCH = "one-launch"
     NOT_STEADY = "not-steady"
     STOPPED_BY_TIME = "stopped-by-time"
@@ -52,8 +53,9 @@ class Code(StrEnum):
     P90_SAMPLES = "p90-samples"
     P95_SAMPLES = "p95-samples"
     P99_SAMPLES = "p99-samples"
-    TEMPERATURE_DRIFT = "temperature-drift"
     P999_SAMPLES = "p999-samples"
+    TEMPERATURE_DRIFT = "temperature-drift"
+    WITHHELD = "withheld"
     THROTTLED_SINCE_BOOT = "throttled-since-boot"
     GOVERNOR = "governor"
     ACCURACY_UNMEASURED = "accuracy-unmeasured"
@@ -108,7 +110,7 @@ def reason(code: Code, **fields: object) -> Reason:
 
 def _few(percentile: str, needed: int) -> Rule:
     return Rule(
-        Severity.NOTE if percentile == "p99.9" else Severity.UNDECIDED,
+        Severity.UNDECIDED,
         f"{percentile} needs {{more}} more samples ({{n}} of {needed})",
         f"Below {needed} samples no sample bounds {percentile} at 99 % confidence, one slow call "
         "allowed, so the figure is withheld.",
@@ -228,6 +230,12 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             "Part of what was asked for was not measured.",
             "Run it again to the end.",
         ),
+        Code.CUT_SHORT: Rule(
+            _U,
+            "the run ended early on the device ({status})",
+            "Part of what was asked for was not measured.",
+            "Run it again; `edgebench doctor` says what is wrong with the device.",
+        ),
         Code.ONE_LAUNCH: Rule(
             _U,
             "only one launch was measured",
@@ -251,13 +259,19 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
         Code.P90_SAMPLES: _few("p90", 64),
         Code.P95_SAMPLES: _few("p95", 130),
         Code.P99_SAMPLES: _few("p99", 662),
+        Code.P999_SAMPLES: _few("p99.9", 6636),
         Code.TEMPERATURE_DRIFT: Rule(
             _U,
             "{zone} warmed from {start_c} to {end_c} °C while measuring",
             "The first minute and the steady state are two figures; these mix them.",
             "Measure again while it is warm, or with a longer warm-up.",
         ),
-        Code.P999_SAMPLES: _few("p99.9", 6636),
+        Code.WITHHELD: Rule(
+            _N,
+            "withheld, and not asked for: {what}",
+            "The samples are too few to bound these percentiles at 99 % confidence.",
+            "Ask for them when measuring, if you need them.",
+        ),
         Code.THROTTLED_SINCE_BOOT: Rule(
             _N,
             "the device was held back at some time since boot: {what} (throttled={flags})",

@@ -15,18 +15,29 @@ import numpy as np
 import numpy.typing as npt
 
 from edgebench import health
+from edgebench.health import THROTTLE_BITS, Thresholds
 from edgebench.percentiles import min_samples, nearest_rank, order_statistic_interval
 from edgebench.reasons import Code, Reason, Severity, reason
 from edgebench.recording import PHASES, Launch, Recording
 
-__all__ = ["Code", "Reason", "Severity", "Status", "Verdict", "judge"]
+__all__ = [
+    "THROTTLE_BITS",
+    "Code",
+    "Reason",
+    "Severity",
+    "Status",
+    "Thresholds",
+    "Verdict",
+    "judge",
+]
 
+#: In percent, as in Protocol.percentiles.
 _PERCENTILES = {
-    Code.P50_SAMPLES: 0.5,
-    Code.P90_SAMPLES: 0.9,
-    Code.P95_SAMPLES: 0.95,
-    Code.P99_SAMPLES: 0.99,
-    Code.P999_SAMPLES: 0.999,
+    Code.P50_SAMPLES: 50.0,
+    Code.P90_SAMPLES: 90.0,
+    Code.P95_SAMPLES: 95.0,
+    Code.P99_SAMPLES: 99.0,
+    Code.P999_SAMPLES: 99.9,
 }
 _OUTCOMES = {
     "out-of-memory": Code.OUT_OF_MEMORY,
@@ -116,6 +127,11 @@ def _outcomes(recording: Recording, artifact: int) -> Iterator[Reason]:
     bad = [ln for ln in recording.launches if ln.outcome not in ("ok", "deadline", "cancelled")]
     if bad:
         yield reason(Code.LAUNCHES_FAILED, failed=len(bad), total=len(recording.launches))
+    if recording.status in ("deadline", "cancelled"):
+        if recording.status not in ended:
+            yield reason(_OUTCOMES[recording.status], where="the session")
+    elif recording.status != "done":
+        yield reason(Code.CUT_SHORT, status=recording.status)
     if recording.device.emulated:
         yield reason(Code.EMULATED)
 
@@ -128,10 +144,15 @@ def _counts(recording: Recording, mine: Samples, artifact: int) -> Iterator[Reas
         return
     if np.unique(mine["launch"]).size == 1:
         yield reason(Code.ONE_LAUNCH)
-    for code, percentile in _PERCENTILES.items():
-        needed = min_samples(percentile)
-        if n < needed:
-            yield reason(code, more=needed - n, n=n)
+    withheld = []
+    for code, percent in _PERCENTILES.items():
+        more = min_samples(percent / 100) - n
+        if more > 0 and percent in recording.protocol.percentiles:
+            yield reason(code, more=more, n=n)
+        elif more > 0:
+            withheld.append(f"p{percent:g} (needs {more} more)")
+    if withheld:
+        yield reason(Code.WITHHELD, what=", ".join(withheld))
     good = [ln for ln in recording.launches if ln.outcome == "ok"]
     warmups = [w for ln in good for w in ln.warmup[artifact : artifact + 1]]
     unsteady = [w for w in warmups if w is None or not w.steady]
