@@ -202,30 +202,26 @@ def _words(key: str, error: ErrorDetails) -> tuple[str, str]:
     value = error["input"]
     context: Mapping[str, Any] = error.get("ctx", {})
     leaf = key.rsplit(".", 1)[-1]
+    what, fix = f"`{key}`: {error['msg']}", ""
     if key.startswith("runtime.options."):
-        return f"`{key}` must be a text, a number, true or false, not {value!r}", ""
-    if kind == "missing":
-        return f"`{key}` is missing", f"Add a line: {_EXAMPLES.get(key, f'{leaf} = ...')}"
-    if kind in _TYPES:
+        what = f"`{key}` must be a text, a number, true or false, not {value!r}"
+    elif kind == "missing":
+        what, fix = f"`{key}` is missing", f"Add a line: {_EXAMPLES.get(key, f'{leaf} = ...')}"
+    elif kind in _TYPES:
         expected, fix = _TYPES[kind]
-        return f"`{key}` must be {expected}, not {value!r}", fix.format(key=leaf)
-    if kind in _BOUNDS:
-        return f"`{key}` must be {_BOUNDS[kind].format(**context)}, not {value!r}", ""
-    if kind == "literal_error":
-        return f"`{key}` is {value!r}; it can be {context['expected']}", "Choose one of these."
-    if kind == "string_too_short":
-        return f"`{key}` is empty", "Say something, or leave the key out."
-    if kind in ("string_pattern_mismatch", "string_too_long"):
-        return (
-            f"`{key}` must be small letters, digits and hyphens (at most 64), not {value!r}",
-            "",
-        )
-    if kind == "value_error":
-        reason = str(context["error"])
-        if isinstance(value, (dict, BaseModel)):
-            return f"`{key}` {reason}", ""
-        return f"`{key}` {reason}, not {value!r}", ""
-    return f"`{key}`: {error['msg']}", ""
+        what, fix = f"`{key}` must be {expected}, not {value!r}", fix.format(key=leaf)
+    elif kind in _BOUNDS:
+        what = f"`{key}` must be {_BOUNDS[kind].format(**context)}, not {value!r}"
+    elif kind == "literal_error":
+        what, fix = f"`{key}` is {value!r}; it can be {context['expected']}", "Choose one of these."
+    elif kind == "string_too_short":
+        what, fix = f"`{key}` is empty", "Say something, or leave the key out."
+    elif kind in ("string_pattern_mismatch", "string_too_long"):
+        what = f"`{key}` must be small letters, digits and hyphens (at most 64), not {value!r}"
+    elif kind == "value_error":
+        of_a_table = isinstance(value, (dict, BaseModel))
+        what = f"`{key}` {context['error']}" + ("" if of_a_table else f", not {value!r}")
+    return what, fix
 
 
 _EXAMPLES = {

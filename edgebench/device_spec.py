@@ -19,7 +19,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 #: A CPU number above any machine's: Linux's own limit, NR_CPUS_DEFAULT with MAXSMP, is 8192.
 MAX_CPU = 8191
 
-Scope = Literal["board", "soc", "rail", "gpu", "package", "battery", "wall"]
+#: What a meter sees. ``board``: all that the device draws at its input; ``module``: a compute
+#: module without its carrier; ``wall``: before the power supply.
+Scope = Literal["wall", "board", "module", "soc", "rail", "package", "gpu", "battery"]
 Provider = Literal["cpu", "cuda", "tensorrt", "coreml", "xnnpack"]
 
 
