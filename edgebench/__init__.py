@@ -1,8 +1,75 @@
 """edgebench: publishable latency, energy and power of trained adapters on edge hardware.
 
 Everything here is loaded when it is first used, so that ``import edgebench`` costs nothing.
+
+    export_adapter, run, resume, diagnose, list_devices, load_results, write_tables
+        what the commands do
+    Artifact, Recording, Device, RunOptions
+        what they take and return
+    EdgebenchError
+        what they raise
 """
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from edgebench.api import (
+        diagnose,
+        export_adapter,
+        list_devices,
+        load_results,
+        resume,
+        run,
+        write_tables,
+    )
+    from edgebench.artifact import Artifact
+    from edgebench.device import Device
+    from edgebench.errors import EdgebenchError
+    from edgebench.measure.options import RunOptions
+    from edgebench.recording import Recording
+
+_HOMES = {
+    "Artifact": "edgebench.artifact",
+    "Device": "edgebench.device",
+    "EdgebenchError": "edgebench.errors",
+    "Recording": "edgebench.recording",
+    "RunOptions": "edgebench.measure.options",
+    "diagnose": "edgebench.api",
+    "export_adapter": "edgebench.api",
+    "list_devices": "edgebench.api",
+    "load_results": "edgebench.api",
+    "resume": "edgebench.api",
+    "run": "edgebench.api",
+    "write_tables": "edgebench.api",
+}
+
+__all__ = [
+    "Artifact",
+    "Device",
+    "EdgebenchError",
+    "Recording",
+    "RunOptions",
+    "__version__",
+    "diagnose",
+    "export_adapter",
+    "list_devices",
+    "load_results",
+    "resume",
+    "run",
+    "write_tables",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'edgebench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,208 @@
+"""The Python API: what the command line does, as functions that return dataclasses and frames.
+
+    import edgebench as eb
+
+    artifacts = eb.export_adapter("adapters/minilm-bbc", base="models/minilm", quants=["int8"])
+    recording = eb.run(artifacts, device="local")
+    eb.load_results("results").latency
+
+No function has the name of a subpackage (``edgebench.export``, ``edgebench.results``): importing
+the subpackage would put it in the function's place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebench.artifact import MANIFEST, Artifact
+from edgebench.errors import ArtifactError
+from edgebench.workspace import Workspace, ensure_dir
+
+if TYPE_CHECKING:
+    from edgebench.device import DeviceSummary
+    from edgebench.doctor import Report
+    from edgebench.measure import RunOptions
+    from edgebench.recording import Recording
+    from edgebench.results.api import Results
+    from edgebench.results.store import Store
+    from edgebench.results.tables import Tables
+
+
+def export_adapter(
+    adapter: str | Path | None = None,
+    *,
+    base: str | None = None,
+    quants: Sequence[str] = ("fp32",),
+    out: str | Path | None = None,
+    workspace_code: bool = True,
+    progress: Callable[[str, float | None], None] | None = None,
+    **options: Any,
+) -> list[Artifact]:
+    """Export a trained adapter on its base model, one artifact a precision.
+
+    Args:
+        adapter: a PEFT checkpoint directory, or None for the base alone.
+        base: a directory, or ``package:<import name>/<folder>``.
+        quants: names from ``edgebench.quantize.SCHEMES``.
+        out: where the artifacts go; the workspace's ``results/artifacts`` by default.
+        workspace_code: load the workspace's own ``exporters/`` (they are Python code).
+        options: the other members of ``edgebench.export.ExportRequest``.
+
+    Raises:
+        CheckpointError, UsageError, ExportError, StorageError: see edgebench.errors.
+    """
+    from edgebench.export import ExportRequest, export
+
+    workspace = Workspace.find()
+    request = ExportRequest(
+        adapter=Path(adapter) if adapter is not None else None,
+        base=base,
+        quants=tuple(quants),
+        out=Path(out) if out is not None else workspace.artifacts_dir,
+        exporter_dirs=workspace.exporter_dirs(workspace_code),
+        **options,
+    )
+    return export(request, progress)
+
+
+def run(
+    artifacts: Sequence[Artifact | str | Path] = (),
+    *,
+    device: str = "local",
+    options: RunOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Recording:
+    """Measure artifacts on a device, interleaved, and store the recording.
+
+    Args:
+        artifacts: artifact directories or loaded artifacts; none takes ``newest_artifacts``.
+        device: a profile's name or path.
+        results: the results directory; the workspace's by default.
+        wait: wait for a device that is in use.
+        report: called with each event of the run.
+    """
+    from edgebench.device import load
+    from edgebench.measure import run as measure_run
+
+    workspace = Workspace.find()
+    profile = load(device, workspace)
+    profile.require_usable()
+    chosen = [a if isinstance(a, Artifact) else Artifact.load(a) for a in artifacts]
+    return measure_run(
+        profile,
+        chosen or newest_artifacts(artifacts_dir(results)),
+        store(results),
+        options,
+        wait=wait,
+        report=report,
+    )
+
+
+def resume(
+    device: str = "local",
+    *,
+    results: str | Path | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> list[Recording]:
+    """Collect every run that was left on a device, waiting for those still under way."""
+    from edgebench.device import load
+    from edgebench.measure import resume as measure_resume
+
+    return measure_resume(load(device, Workspace.find()), store(results), report=report)
+
+
+def list_devices() -> list[DeviceSummary]:
+    """Every device profile that can be named here: the workspace's and the built-in ones."""
+    from edgebench.device import available
+
+    return available(Workspace.find())
+
+
+def diagnose(device: str = "local") -> Report:
+    """What a device is, what is wrong with it, and how to mend it."""
+    from edgebench.device import load
+    from edgebench.doctor import examine
+
+    return asyncio.run(examine(load(device, Workspace.find())))
+
+
+def load_results(path: str | Path | None = None) -> Results:
+    """All recordings below a results directory, and their tables as data frames."""
+    from edgebench.results.api import results
+
+    return results(results_dir(path))
+
+
+def write_tables(path: str | Path | None = None, *, include_emulated: bool = False) -> Tables:
+    """Regenerate ``tables/{latency,energy,power}.{csv,parquet}`` from the recordings.
+
+    Raises:
+        RecordingError: a recording can't be read; the tables on disk stay as they were.
+    """
+    from edgebench.results.tables import build, write
+
+    loaded, broken = store(path).load_all()
+    if broken:
+        raise broken[0]
+    tables = build(loaded, include_emulated=include_emulated)
+    write(tables, ensure_dir(results_dir(path) / "tables"))
+    return tables
+
+
+def results_dir(path: str | Path | None = None) -> Path:
+    """The results directory: the one given, or the workspace's."""
+    return Path(path) if path is not None else Workspace.find().results_dir
+
+
+def artifacts_dir(path: str | Path | None = None) -> Path:
+    """Where artifacts are, below a results directory."""
+    return results_dir(path) / "artifacts"
+
+
+def store(path: str | Path | None = None) -> Store:
+    """The store of recordings below a results directory."""
+    from edgebench.results.store import Store
+
+    return Store(results_dir(path) / "runs")
+
+
+def newest_artifacts(directory: Path) -> list[Artifact]:
+    """The newest artifact, and its siblings: same adapter, base, lowering and length.
+
+    Of several exports at one precision the newest counts. Order: precision, the widest first.
+
+    Raises:
+        ArtifactError: there is none.
+    """
+    found = sorted(
+        (path.parent for path in directory.glob(f"[!.]*/{MANIFEST}")),
+        key=lambda path: (path.stat().st_mtime_ns, path.name),
+        reverse=True,
+    )
+    if not found:
+        raise ArtifactError(
+            "there is no artifact yet",
+            where=str(directory),
+            fix="Make one with `edgebench export ADAPTER --base MODEL`, or name its directory.",
+        )
+    newest = Artifact.load(found[0])
+    chosen = {newest.manifest.quantization.scheme: newest}
+    for path in found[1:]:
+        artifact = Artifact.load(path, verify=False)
+        if _family(artifact) == _family(newest):
+            chosen.setdefault(artifact.manifest.quantization.scheme, Artifact.load(path))
+    return sorted(
+        chosen.values(),
+        key=lambda artifact: (-artifact.manifest.quantization.storage_bits, artifact.name),
+    )
+
+
+def _family(artifact: Artifact) -> tuple[object, ...]:
+    manifest = artifact.manifest
+    adapter = manifest.adapter.digest if manifest.adapter else None
+    return (adapter, manifest.base.digest, manifest.lowering, manifest.statistics.seq_len)

@@ -1,0 +1,48 @@
+"""``edgebench doctor``: what is wrong with a device, and how to mend it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import typer
+
+from edgebench.cli.output import DeviceName, Json
+
+
+def register(app: typer.Typer) -> None:
+    app.command("doctor")(doctor)
+
+
+def doctor(device: DeviceName = "local", as_json: Json = False) -> None:
+    """Look a device over: identity, runtime, load, frequency, temperature, power source.
+
+    Exit code 1 if something would make its runs INVALID.
+    """
+    import edgebench.api
+    from edgebench.cli.output import console, progress, say_json
+
+    with progress() as update:
+        update(f"{device}  looking")
+        report = edgebench.api.diagnose(device)
+    if as_json:
+        say_json(asdict(report))
+    else:
+        from rich.markup import escape
+
+        output = console()
+        output.print(escape(report.title))
+        for finding in report.findings:
+            style = {"ok": "green", "warn": "yellow", "FAIL": "bold red", "--": "dim"}
+            fix = f"  [dim]{escape(finding.fix)}[/dim]" if finding.fix else ""
+            level = f"[{style[finding.level]}]{finding.level:<5}[/]"
+            output.print(f" {level} {escape(finding.what)}{fix}")
+        output.print(_summary(report.failures, report.warnings, len(report.findings)))
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def _summary(failures: int, warnings: int, total: int) -> str:
+    fine = total - failures - warnings
+    text = f"{fine} fine, {warnings} warning{'s'[: warnings != 1]}, "
+    text += f"{failures} failure{'s'[: failures != 1]}"
+    return text + (": runs on this device will be INVALID until mended." if failures else ".")

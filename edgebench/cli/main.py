@@ -1,0 +1,92 @@
+"""The ``edgebench`` command: its parts, and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+import edgebench
+from edgebench.cli import devices, doctor, export, resume, run, table
+from edgebench.errors import EdgebenchError, Interrupted
+
+EPILOG = (
+    "Exit codes: 0 done, 1 the answer is no, 2 wrong command line, 3 bad input, 4 the device, "
+    "5 this host's storage, 6 the measurement, 7 the export, 130 interrupted."
+)
+
+app = typer.Typer(
+    name="edgebench",
+    help="Latency, energy and power of trained adapters on edge hardware: numbers you can publish, "
+    "and a plain word when you can't.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"edgebench {edgebench.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show a traceback with an error.")
+    ] = False,
+) -> None:
+    pass
+
+
+for module in (export, run, resume, table, devices, doctor):
+    module.register(app)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit with its documented code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    # --debug may stand anywhere: nobody who has just seen an error wants to think about order.
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(args=arguments, prog_name="edgebench", standalone_mode=True)
+    except EdgebenchError as error:
+        if debug:
+            raise
+        _say(error, as_json="--json" in arguments)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        interrupted = Interrupted("interrupted; nothing was changed")
+        _say(interrupted, as_json="--json" in arguments)
+        raise SystemExit(interrupted.exit_code) from None
+
+
+def _say(error: EdgebenchError, *, as_json: bool) -> None:
+    if as_json:
+        document = {
+            "error": {
+                "what": error.what,
+                "where": error.where,
+                "fix": error.fix,
+                "kind": type(error).__name__,
+                "exit_code": error.exit_code,
+            }
+        }
+        typer.echo(json.dumps(document, indent=2))
+    typer.echo(f"error: {error}", err=True)
+
+
+if __name__ == "__main__":
+    main()

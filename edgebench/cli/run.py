@@ -1,0 +1,136 @@
+"""``edgebench run``: measure artifacts on a device."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from edgebench.cli.output import DeviceName, Json, Results
+
+
+def register(app: typer.Typer) -> None:
+    app.command("run")(run)
+
+
+def run(
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Artifact directories; none takes the workspace's newest."),
+    ] = None,
+    device: DeviceName = "local",
+    scenario: Annotated[
+        str, typer.Option(help="single-stream: one query after another; offline: batches.")
+    ] = "single-stream",
+    batch: Annotated[
+        int | None, typer.Option(help="Samples a call in the offline scenario (default 8).")
+    ] = None,
+    seq_len: Annotated[
+        int | None, typer.Option(help="Tokens a sample (default: as exported).")
+    ] = None,
+    launches: Annotated[
+        int, typer.Option(help="Worker processes; intervals are taken over them.")
+    ] = 5,
+    percentile: Annotated[
+        float,
+        typer.Option(help="Highest percentile to support: 90 needs 64 samples, 99 needs 662."),
+    ] = 99.0,
+    min_count: Annotated[
+        int | None, typer.Option(help="Samples an artifact (default: what --percentile needs).")
+    ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Half-width of the median's interval that is enough, per launch.")
+    ] = "2%",
+    max_duration: Annotated[
+        float, typer.Option(help="Seconds after which a launch ends in any case.")
+    ] = 120.0,
+    accuracy: Annotated[
+        str, typer.Option(help="Task accuracy on the device: all, none, or a number of examples.")
+    ] = "all",
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the model (default: the profile's).")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random order.")] = 0,
+    results: Results = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Wait for a device that is in use.")
+    ] = True,
+    as_json: Json = False,
+) -> None:
+    """Measure artifacts on a device, interleaved, and store a recording.
+
+    Writes results/runs/ID and regenerates results/tables/{latency,energy,power}.{csv,parquet}.
+    """
+    import edgebench.api
+    from edgebench.cli.output import progress
+    from edgebench.cli.progress import RunProgress
+    from edgebench.measure import RunOptions
+
+    options = RunOptions(
+        scenario=scenario,  # type: ignore[arg-type]  # RunOptions.check names the valid ones
+        batch=batch,
+        seq_len=seq_len,
+        launches=launches,
+        percentile=percentile,
+        min_count=min_count,
+        precision=parse_share(precision, "--precision"),
+        max_duration_s=max_duration,
+        accuracy=parse_accuracy(accuracy),
+        threads=threads,
+        seed=seed,
+    )
+    with progress() as update:
+        recording = edgebench.api.run(
+            artifacts or [],
+            device=device,
+            options=options,
+            results=results,
+            wait=wait,
+            report=RunProgress(device, update),
+        )
+    show([recording.id], results=results, as_json=as_json)
+
+
+def show(ids: list[str], *, results: Path | None, as_json: bool) -> None:
+    """Print recordings as tables (or JSON) and bring the table files up to date."""
+    import edgebench.api
+    from edgebench.cli.output import console, say_json
+    from edgebench.results.show import render, to_records
+
+    store = edgebench.api.store(results)
+    loaded = [store.load(id_) for id_ in ids]
+    edgebench.api.write_tables(results)
+    if as_json:
+        records: Any = to_records(loaded)
+        say_json(records)
+        return
+    output = console()
+    output.print(render(loaded))
+    output.print(f"tables: {edgebench.api.results_dir(results) / 'tables'}")
+
+
+def parse_share(text: str, option: str) -> float:
+    """A share such as "2%" or "0.02"."""
+    from edgebench.errors import UsageError
+
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise UsageError(f"{option} must be a share such as 2%, not {text!r}")
+    return value
+
+
+def parse_accuracy(text: str) -> Literal["all"] | int | None:
+    """ "all", "none", or a number of examples."""
+    from edgebench.errors import UsageError
+
+    if text == "all":
+        return "all"
+    if text == "none":
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise UsageError(f"--accuracy must be all, none, or a number of examples, not {text!r}")
+    return int(text)

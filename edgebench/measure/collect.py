@@ -1,0 +1,99 @@
+"""From what a device spooled to a Recording: fetch, check, assemble."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgebench.errors import DeviceError, MeasurementError
+from edgebench.measure.session import Session
+from edgebench.recording import Launch, Recording, Solo
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+#: The agent's columns (agent.COLUMNS); samples.parquet has ``launch`` before them.
+_COLUMNS = ("artifact", "turn", "phase", "start_ns", "duration_ns")
+
+
+async def fetch(session: Session, run: str, target: Path) -> dict[str, Any]:
+    """Copy an ended run's spool into ``target`` and return its result document.
+
+    Raises:
+        DeviceError: a file arrived broken, or the run died before it had measured anything.
+    """
+    found = await session.client.request("collect", run=run)
+    for name, entry in found["files"].items():
+        local = target / Path(name).name
+        await session.transport.get(f"{found['run_dir']}/{name}", local)
+        if hashlib.sha256(local.read_bytes()).hexdigest() != entry["sha256"]:
+            raise DeviceError(
+                f"{name} of run {run} arrived broken",
+                where=session.device.id,
+                fix="It is still on the device: run `edgebench resume`.",
+            )
+    result: dict[str, Any] = json.loads((target / found["result"]).read_text())
+    if found["status"] == "lost":
+        result["status"] = "lost"
+    return result
+
+
+def assemble(
+    spool: Path, result: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.int64]], list[dict[str, Any]]]:
+    """The recording's document, samples and state lines of a fetched spool.
+
+    Raises:
+        MeasurementError: nothing at all was measured; says how each worker ended.
+    """
+    import numpy as np
+
+    plan = json.loads((spool / "plan.json").read_text())
+    carry = plan["carry"]
+    if result["status"] == "disk-full":
+        raise MeasurementError(
+            f"the device's disk filled up during the run: {result.get('error')}",
+            where=carry["device"]["name"],
+            fix="Free some space there, then run again.",
+        )
+    parts: list[npt.NDArray[np.int64]] = []
+    for entry in result["samples"]:
+        table = np.load(spool / entry["file"], allow_pickle=False)
+        launch = np.full((len(table), 1), entry["launch"], dtype=np.int64)
+        parts.append(np.hstack([launch, table]))
+    merged = np.vstack(parts) if parts else np.zeros((0, 1 + len(_COLUMNS)), dtype=np.int64)
+    samples = {name: merged[:, i] for i, name in enumerate(("launch", *_COLUMNS))}
+    with (spool / "state.jsonl").open() as stream:
+        # A run that was cut off may have left half a line.
+        state = [json.loads(line) for line in stream if line.endswith("\n")]
+    document = {
+        "schema": carry["schema"],
+        "id": plan["id"],
+        "created_at": carry["created_at"],
+        "edgebench_version": carry["edgebench_version"],
+        "device": carry["device"],
+        "protocol": plan["protocol"],
+        "artifacts": carry["artifacts"],
+        "solo": [_checked(Solo, entry) for entry in result["solo"]],
+        "launches": [_checked(Launch, entry) for entry in result["launches"]],
+        "clock": carry["clock"],
+        "versions": result["versions"],
+        "agent": result["agent"],
+        "status": result["status"],
+        "power_absent": carry["power_absent"],
+        "host": carry["host"],
+        "files": {},
+    }
+    return document, samples, state
+
+
+def _checked(model: type[Solo] | type[Launch], entry: dict[str, Any]) -> dict[str, Any]:
+    return model.model_validate(entry).model_dump(mode="json")
+
+
+def recording_of(document: dict[str, Any]) -> Recording:
+    """Validate an assembled document."""
+    return Recording.model_validate(document)

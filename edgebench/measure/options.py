@@ -1,0 +1,177 @@
+"""What a run is asked for, and the protocol that follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgebench.artifact import Artifact
+from edgebench.errors import InputError, UsageError
+from edgebench.recording import CooldownRule, Protocol, Scenario, StopRule, WarmupRule
+from edgebench.stats import min_samples
+
+if TYPE_CHECKING:
+    from edgebench.device import Device, Placement
+
+SCENARIOS: tuple[str, ...] = ("single-stream", "offline")
+
+#: ONNX Runtime's names of the providers that a profile may ask for.
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+    "coreml": "CoreMLExecutionProvider",
+    "xnnpack": "XnnpackExecutionProvider",
+}
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What ``edgebench run`` may be asked for. Durations are seconds, per launch.
+
+    Attributes:
+        scenario: LoadGen's name: single-stream (one query after another), or offline (batches).
+        batch: samples a call; 1 for single-stream.
+        seq_len: tokens a sample; None takes what the artifacts were exported with.
+        launches: worker processes; the interval of every absolute figure is taken over them.
+        percentile: the highest percentile that the run must support; it sets the sample count.
+        min_count: counted calls an artifact over all launches; None follows from ``percentile``.
+        precision: half-width of the median's interval within a launch, relative, that is enough.
+        accuracy: "all" held-out examples, a number of them, or None to leave it out.
+    """
+
+    scenario: Scenario = "single-stream"
+    batch: int | None = None
+    seq_len: int | None = None
+    launches: int = 5
+    percentile: float = 99.0
+    min_count: int | None = None
+    precision: float = 0.02
+    min_duration_s: float = 1.0
+    max_duration_s: float = 120.0
+    calls_per_turn: int | None = None
+    warmup_window: int = 6
+    warmup_tolerance: float = 0.05
+    warmup_max_s: float = 20.0
+    accuracy: Literal["all"] | int | None = "all"
+    seed: int = 0
+    threads: int | None = None
+    deadline_s: float | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for a value that can't be."""
+        if self.scenario not in SCENARIOS:
+            raise UsageError(
+                f"unknown scenario {self.scenario!r}", fix=f"Choose from {', '.join(SCENARIOS)}."
+            )
+        if self.scenario == "single-stream" and self.batch not in (None, 1):
+            raise UsageError(
+                f"single-stream has one sample a query, not {self.batch}",
+                fix="Use --scenario offline for batches.",
+            )
+        positive: dict[str, float | None] = {
+            "batch": self.batch,
+            "seq-len": self.seq_len,
+            "launches": self.launches,
+            "min-count": self.min_count,
+            "precision": self.precision,
+            "max-duration": self.max_duration_s,
+            "threads": self.threads,
+            "deadline": self.deadline_s,
+        }
+        for name, value in positive.items():
+            if value is not None and not value > 0:
+                raise UsageError(f"--{name} must be more than 0, not {value:g}")
+        if not 50 <= self.percentile < 100:
+            raise UsageError(f"--percentile must be from 50 to below 100, not {self.percentile:g}")
+        if isinstance(self.accuracy, int) and self.accuracy < 1:
+            raise UsageError("--accuracy must be all, none, or a number of examples")
+
+
+#: Samples of a batch in the offline scenario when none is asked for.
+OFFLINE_BATCH = 8
+
+
+def build_protocol(
+    options: RunOptions, device: Device, placement: Placement, artifacts: Sequence[Artifact]
+) -> Protocol:
+    """The protocol of one session: everything decided before it begins.
+
+    Raises:
+        InputError: the artifacts can't be compared in one session, or are shorter than asked for.
+    """
+    options.check()
+    lengths = {artifact.manifest.statistics.seq_len for artifact in artifacts}
+    if len(lengths) > 1 and options.seq_len is None:
+        raise InputError(
+            f"the artifacts were exported for different lengths ({_list(lengths)} tokens)",
+            fix="Give one with --seq-len, or run them one by one.",
+        )
+    seq_len = options.seq_len or lengths.pop()
+    for artifact in artifacts:
+        if artifact.manifest.statistics.seq_len < seq_len:
+            raise InputError(
+                f"the artifact's inputs have {artifact.manifest.statistics.seq_len} tokens, "
+                f"fewer than the {seq_len} asked for",
+                where=str(artifact.path),
+                fix=f"Export it again with --seq-len {seq_len}.",
+            )
+    total = options.min_count or max(min_samples(options.percentile / 100), 1)
+    batch = options.batch or (OFFLINE_BATCH if options.scenario == "offline" else 1)
+    limits = device.limits
+    # A run that stops making progress is ended by its deadline; an honest one never comes near.
+    deadline = options.deadline_s or (
+        600.0 * len(artifacts)
+        + options.launches
+        * (options.max_duration_s + len(artifacts) * options.warmup_max_s + 60.0)
+        + (limits.cooldown_max_s * options.launches if limits.cooldown_c is not None else 0.0)
+    )
+    return Protocol(
+        scenario=options.scenario,
+        batch=batch,
+        seq_len=seq_len,
+        launches=options.launches,
+        # The first call of a turn settles the caches and is not counted.
+        calls_per_turn=options.calls_per_turn or 8,
+        seed=options.seed,
+        stop=StopRule(
+            min_count=math.ceil(total / options.launches),
+            min_duration_s=options.min_duration_s,
+            max_duration_s=options.max_duration_s,
+            relative_half_width=options.precision,
+        ),
+        warmup=WarmupRule(
+            window=options.warmup_window,
+            tolerance=options.warmup_tolerance,
+            max_s=options.warmup_max_s,
+        ),
+        deadline_s=deadline,
+        accuracy=options.accuracy,
+        input_source="; ".join(sorted({a.manifest.data.inputs_source for a in artifacts})),
+        runtime=_runtime(device, placement),
+        memory_limit_bytes=limits.memory_mb * 10**6 if limits.memory_mb else None,
+        cooldown=(
+            CooldownRule(below_c=limits.cooldown_c, max_s=limits.cooldown_max_s)
+            if limits.cooldown_c is not None
+            else None
+        ),
+        percentiles=[p for p in (50.0, 90.0, 95.0, 99.0, 99.9) if p <= options.percentile],
+    )
+
+
+def _runtime(device: Device, placement: Placement) -> dict[str, Any]:
+    spec = device.runtime
+    return {
+        "kind": spec.kind,
+        "provider": PROVIDERS[spec.provider],
+        "threads": placement.threads,
+        "cpus": list(placement.cpus) if placement.cpus is not None else None,
+        "allow_spinning": spec.allow_spinning,
+        "options": dict(spec.options),
+    }
+
+
+def _list(values: set[int]) -> str:
+    return ", ".join(str(value) for value in sorted(values))

@@ -1,0 +1,165 @@
+"""One connection to one device: transport, agent, and the checks that come before any run."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import os
+import platform
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgebench.agent import agent as agent_module
+from edgebench.artifact import canonical_json
+from edgebench.device import Device, LocalSpec, Placement
+from edgebench.errors import DeviceError
+from edgebench.measure.client import AgentClient
+from edgebench.recording import DeviceRecord
+from edgebench.transport.base import Transport
+from edgebench.transport.local import LocalTransport
+
+AGENT_PATH = Path(agent_module.__file__)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A device with its agent running: what ``hello`` said, and the client to say more."""
+
+    device: Device
+    transport: Transport
+    client: AgentClient
+    hello: dict[str, Any]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.hello["identity"]
+        return found
+
+    @property
+    def versions(self) -> dict[str, str]:
+        found: dict[str, str] = self.hello["versions"]
+        return found
+
+    @property
+    def local(self) -> bool:
+        return isinstance(self.device.transport, LocalSpec)
+
+    def check_identity(self) -> None:
+        """Refuse a box that is not what the profile expects.
+
+        Raises:
+            DeviceError: with what it is, what was expected, and what to do.
+        """
+        found = {key: self.identity.get(key) for key in ("model", "arch", "system")}
+        found["cpu"] = self.identity.get("cpu_model")
+        wrong = self.device.expects.mismatches(**found)
+        if wrong:
+            raise DeviceError(
+                f"{self.device.id} is not the device of its profile: {'; '.join(wrong)}",
+                where=str(self.device.path),
+                fix="Measure it under another profile, or correct this one.",
+            )
+
+    def placement(self, threads: int | None = None) -> Placement:
+        """Threads and CPUs there.
+
+        Args:
+            threads: overrides the profile's number.
+
+        Raises:
+            DeviceError: the device has not the CPUs that the profile names.
+        """
+        spec = self.device.runtime
+        if threads is not None:
+            spec = spec.model_copy(update={"threads": threads})
+        try:
+            return spec.place(self.identity["cpus"])
+        except ValueError as error:
+            raise DeviceError(
+                f"the profile's runtime does not fit the device: {error}",
+                where=str(self.device.path),
+                fix="Correct threads or affinity in its runtime table.",
+            ) from error
+
+    async def record(self, runtime: dict[str, Any]) -> DeviceRecord:
+        """The device as this run finds it, with the fingerprint that makes rows comparable."""
+        state = (await self.client.request("state", cpus=runtime["cpus"]))["state"]
+        known = self.identity
+        fingerprint = {
+            "model": known["model"],
+            "arch": known["arch"],
+            "cpu_model": known["cpu_model"],
+            "cpus": len(known["cpus"]),
+            # Kernels keep back a little of it, differently at each boot.
+            "memory_gib": round((known["memory_total_bytes"] or 0) / 2**30, 1),
+            "kernel": known["kernel"],
+            "os": known["os"],
+            "libc": known["libc"],
+            "emulator": known["emulator"],
+            "versions": self.versions,
+            "runtime": runtime,
+            "governor": sorted(set((state["governor"] or {}).values())),
+            "frequency_max_khz": sorted(set((state["frequency_max_khz"] or {}).values())),
+        }
+        digest = hashlib.sha256(canonical_json(fingerprint)).hexdigest()
+        return DeviceRecord(
+            name=self.device.id,
+            profile=self.device.profile_document(),
+            fingerprint=fingerprint,
+            fingerprint_digest=f"sha256:{digest}",
+            emulated=known["emulator"] is not None,
+        )
+
+
+def owner() -> str:
+    """Who is asking, for the message that another user of the device sees."""
+    return f"{getpass.getuser()}@{platform.node()}"
+
+
+def local_agent_command(device: Device) -> list[str]:
+    """The agent of this machine: the package's own file, under this interpreter."""
+    python = device.runtime.python or sys.executable
+    return [
+        os.path.expanduser(python),
+        str(AGENT_PATH),
+        "serve",
+        "--root",
+        device.agent.root,
+        "--lock",
+        device.agent.lock,
+    ]
+
+
+@asynccontextmanager
+async def open_session(device: Device) -> AsyncIterator[Session]:
+    """Connect to a device, start its agent and say hello; closes both at the end.
+
+    Raises:
+        ProfileError: the profile refuses to be run.
+        DeviceError: unreachable, or no agent starts there.
+    """
+    device.require_usable()
+    transport = transport_for(device)
+    async with transport:
+        channel = await transport.open(local_agent_command(device))
+        client = AgentClient(channel, device.id)
+        try:
+            await client.start()
+            yield Session(device, transport, client, await client.request("hello"))
+        finally:
+            await client.close()
+
+
+def transport_for(device: Device) -> Transport:
+    """The transport that the profile names."""
+    if isinstance(device.transport, LocalSpec):
+        return LocalTransport()
+    raise DeviceError(
+        f"this version can't reach devices by {device.transport.kind} yet",
+        where=str(device.path),
+        fix="Run edgebench on the device itself, as --device local.",
+    )
