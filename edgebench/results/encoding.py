@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
@@ -26,7 +25,7 @@ DOCUMENT = "recording.json"
 SAMPLES = "samples.parquet"
 STATE = "state.jsonl"
 
-Samples = Mapping[str, npt.NDArray[np.generic]]
+Samples = Mapping[str, npt.NDArray[Any]]
 StateLine = Mapping[str, Any]
 
 

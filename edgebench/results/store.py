@@ -12,34 +12,24 @@ process, so a hidden directory that can be locked has no writer any more and may
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgebench.errors import RecordingError, StorageError
+from edgebench.errors import RecordingError
 from edgebench.recording import Recording
+from edgebench.results.atomic import as_storage_error, fsync_directory, storage_error, write_synced
 from edgebench.results.encoding import Loaded, StateLine, encode, read
 from edgebench.results.ulid import is_ulid
 
 __all__ = ["Loaded", "Store", "read"]
 
 _TEMPORARY = ".tmp-"
-
-#: Why a directory can't be written, in words that say what to do.
-_FIXES = {
-    errno.ENOSPC: "Free some space there, or give another results directory.",
-    errno.EDQUOT: "The quota is used up: free some space, or give another results directory.",
-    errno.ENOTEMPTY: "Recordings are never overwritten: a new one needs a new id.",
-    errno.EEXIST: "Recordings are never overwritten: a new one needs a new id.",
-}
-_WRITABLE = "Give a results directory that you may write to."
 
 
 @dataclass(frozen=True)
@@ -67,16 +57,16 @@ class Store:
             raise RecordingError("a recording's id must be a ULID", where=recording.id)
         payload = encode(recording, samples, state)
         target = self.root / recording.id
-        with _as_storage_error(self.root):
+        with as_storage_error(self.root):
             _make_root(self.root)
             self.clean()
             temporary, lock = _claim(self.root, recording.id)
             try:
                 for name, data in payload.items():
-                    _write_synced(temporary / name, data)
+                    write_synced(temporary / name, data)
                 os.fsync(lock)
-                os.rename(temporary, target)  # fails where the target exists and is not empty
-                _fsync_directory(self.root)
+                temporary.rename(target)  # fails where the target exists and is not empty
+                fsync_directory(self.root)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
                 os.close(lock)
@@ -93,7 +83,7 @@ class Store:
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise _storage_error(error, self.root) from error
+            raise storage_error(error, self.root) from error
         return tuple(sorted(name for name in names if is_ulid(name)))
 
     def load(self, id_or_prefix: str) -> Loaded:
@@ -139,28 +129,10 @@ class Store:
         return removed
 
 
-@contextmanager
-def _as_storage_error(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise _storage_error(error, root) from error
-
-
-def _storage_error(error: OSError, root: Path) -> StorageError:
-    fix = _FIXES.get(error.errno or 0, _WRITABLE)
-    reason = error.strerror or str(error)
-    return StorageError(
-        f"the results could not be stored: {reason[:1].lower()}{reason[1:]}",
-        where=str(root),
-        fix=fix,
-    )
-
-
 def _make_root(root: Path) -> None:
     if not root.is_dir():
         root.mkdir(parents=True, exist_ok=True)
-        _fsync_directory(root.parent)
+        fsync_directory(root.parent)
 
 
 def _claim(root: Path, name: str) -> tuple[Path, int]:
@@ -188,18 +160,3 @@ def _try_lock(directory: Path) -> int | None:
         os.close(descriptor)
         return None
     return descriptor
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("xb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

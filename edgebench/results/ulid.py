@@ -17,20 +17,35 @@ _RANDOM_BITS = 80
 #: 48 bits of time fit in ten characters of five bits only if the first is at most 7.
 PATTERN = re.compile(rf"[0-7][{_ALPHABET}]{{25}}")
 
-_lock = threading.Lock()
-_last = 0
+
+class _Sequence:
+    """The last name that this process made, so that the next one is larger."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next(self) -> int:
+        with self._lock:
+            fresh = (time.time_ns() // 1_000_000) << _RANDOM_BITS
+            fresh |= int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
+            # The clock may stand still or be set back: then count up from the last name.
+            stands = fresh >> _RANDOM_BITS <= self._last >> _RANDOM_BITS
+            self._last = self._last + 1 if stands else fresh
+            return self._last
+
+
+_sequence = _Sequence()
+# A forked child must not count up from its parent's last name: both would make the same one.
+os.register_at_fork(after_in_child=_sequence.reset)
 
 
 def new_ulid() -> str:
     """A new name, larger than every name that this process made before."""
-    global _last
-    with _lock:
-        fresh = (time.time_ns() // 1_000_000) << _RANDOM_BITS
-        fresh |= int.from_bytes(os.urandom(_RANDOM_BITS // 8), "big")
-        # The clock may stand still or be set back: then count up from the last name.
-        same_or_earlier = fresh >> _RANDOM_BITS <= _last >> _RANDOM_BITS
-        _last = _last + 1 if same_or_earlier else fresh
-        return encode(_last)
+    return encode(_sequence.next())
 
 
 def encode(value: int) -> str:
@@ -40,13 +55,3 @@ def encode(value: int) -> str:
 
 def is_ulid(text: str) -> bool:
     return PATTERN.fullmatch(text) is not None
-
-
-def _forget_after_fork() -> None:
-    """A forked child must not count up from its parent's last name: both would make the same."""
-    global _last, _lock
-    _last = 0
-    _lock = threading.Lock()  # another thread of the parent may have held it
-
-
-os.register_at_fork(after_in_child=_forget_after_fork)

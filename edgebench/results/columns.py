@@ -1,0 +1,139 @@
+"""Every column of the tables: its type, its unit, and what it means.
+
+docs/formats.md shows this list (``markdown_table``; a test compares them). Types are those of the
+DataFrames and the Parquet files; in CSV a missing value is an empty cell.
+
+Schema history (``SCHEMA``, stored in the Parquet files' metadata):
+    edgebench.tables/1   first
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+SCHEMA = "edgebench.tables/1"
+
+Kind = Literal["string", "float", "integer", "boolean"]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column. ``unit`` is "" for names, counts and flags, "1" for ratios and shares."""
+
+    name: str
+    kind: Kind
+    unit: str
+    meaning: str
+
+
+def _interval(name: str, unit: str, meaning: str) -> list[Column]:
+    """A figure and the two ends of its 99 % interval."""
+    return [
+        Column(name, "float", unit, meaning),
+        Column(f"{name}_lo", "float", unit, "lower end of its 99 % interval"),
+        Column(f"{name}_hi", "float", unit, "upper end of its 99 % interval"),
+    ]
+
+
+_RUN = [
+    Column("run_id", "string", "", "recording id, a hyphen, and the artifact's index there"),
+    Column("recording_id", "string", "", "id of the recording that every figure is derived from"),
+    Column("created_at", "string", "", "when it was measured, UTC, ISO 8601"),
+    Column("device", "string", "", "name of the device profile"),
+    Column("device_fingerprint_digest", "string", "", "digest of what decides its performance"),
+    Column("emulated", "boolean", "", "the device was emulated: not a real figure"),
+    Column("artifact", "string", "", "the artifact's name"),
+    Column("artifact_digest", "string", "", "SHA-256 of its manifest, which covers its files"),
+]
+_VERDICT = [
+    Column("verdict", "string", "", "VALID, INVALID or UNDECIDED"),
+    Column("reasons", "string", "", "codes of all reasons, joined by semicolons"),
+    Column("reasons_text", "string", "", "the same in sentences: what was seen, what to do"),
+]
+
+LATENCY: tuple[Column, ...] = (
+    *_RUN,
+    Column("base_model", "string", "", "the backbone"),
+    Column("adapter", "string", "", "the adapter; empty for the bare backbone"),
+    Column("lowering", "string", "", "merged, unmerged, swappable, or base"),
+    Column("scheme", "string", "", "quantisation scheme"),
+    Column("storage_bits", "integer", "bit", "nominal stored width of a quantised weight"),
+    Column("compute_bits", "integer", "bit", "width of the weights that the kernel computes with"),
+    Column("activation_bits", "integer", "bit", "width of the activations there"),
+    Column("storage_bits_per_weight", "float", "bit", "quantised weights, scales included"),
+    Column("file_bits_per_weight", "float", "bit", "all weights of the model"),
+    Column("artifact_size_mb", "float", "MB (10^6 bytes)", "graph and weights on disk"),
+    Column("runtime", "string", "", "what executed the model"),
+    Column("runtime_version", "string", "", "its version on the device"),
+    Column("provider", "string", "", "its execution provider"),
+    Column("threads", "integer", "", "its threads within one operator"),
+    Column("scenario", "string", "", "single-stream or offline"),
+    Column("batch", "integer", "", "samples in one call"),
+    Column("seq_len", "integer", "token", "sequence length of every call"),
+    Column("input_source", "string", "", "where the inputs came from"),
+    Column("launches", "integer", "", "launches with counted calls"),
+    Column("n", "integer", "", "counted calls over all launches"),
+    *_interval("latency_p50_ms", "ms", "median duration of one call"),
+    *_interval("latency_p90_ms", "ms", "90th percentile; empty below 64 calls"),
+    *_interval("latency_p95_ms", "ms", "95th percentile; empty below 130 calls"),
+    *_interval("latency_p99_ms", "ms", "99th percentile; empty below 662 calls"),
+    *_interval("latency_p999_ms", "ms", "99.9th percentile; empty below 6636 calls"),
+    *_interval("latency_mean_ms", "ms", "mean duration of one call"),
+    *_interval("throughput_per_s", "1/s", "samples (calls times batch) per second of model time"),
+    *_interval("load_time_ms", "ms", "from opening the file to a ready session, over launches"),
+    Column("memory_peak_rss_mb", "float", "MB (10^6 bytes)", "peak resident memory, alone"),
+    Column("memory_baseline_rss_mb", "float", "MB (10^6 bytes)", "the same before the model"),
+    Column("warmup_calls", "integer", "", "most calls that any launch needed to warm up"),
+    Column("warmup_steady", "boolean", "", "every launch reached a steady state"),
+    *_interval("accuracy", "1", "share of held-out samples classified rightly, on the device"),
+    Column("accuracy_n", "integer", "", "held-out samples"),
+    Column("parity_max_abs_error", "float", "1", "largest difference of a logit from PyTorch"),
+    Column("parity_cosine_mean", "float", "1", "mean cosine of the logits with PyTorch's"),
+    Column("parity_kl_mean", "float", "nat", "mean divergence of the class probabilities"),
+    *_interval("speedup_vs_reference", "1", "reference latency / this latency, interleaved"),
+    Column("reference_artifact_digest", "string", "", "fp32 of the same adapter, else the first"),
+    Column("kept_layers", "integer", "", "layers in the exported graph"),
+    Column("kept_heads", "integer", "", "attention heads in the exported graph"),
+    Column("kept_ranks", "integer", "", "adapter ranks in the exported graph"),
+    Column("param_bits", "integer", "bit", "stored bits of all parameters of the graph"),
+    Column("extra_flops", "float", "1", "floating-point operations added by the adapter, share"),
+    Column("adapter_bytes", "integer", "byte", "weight file of the adapter's checkpoint"),
+    *_VERDICT,
+)
+
+_SOURCE = [
+    Column(
+        "scope", "string", "", "what the meter saw: board, SoC rail, GPU board, package, battery"
+    ),
+    Column("source", "string", "", "the meter"),
+    Column("reason", "string", "", "why the figures are empty"),
+]
+
+ENERGY: tuple[Column, ...] = (
+    *_RUN,
+    *_interval("energy_per_inference_j", "J", "energy of one call, idle included"),
+    *_interval("energy_per_inference_idle_subtracted_j", "J", "the same above idle power"),
+    Column("idle_power_w", "float", "W", "power before and after, with nothing running"),
+    *_SOURCE,
+    *_VERDICT,
+)
+
+POWER: tuple[Column, ...] = (
+    *_RUN,
+    Column("power_average_w", "float", "W", "mean power while measuring"),
+    Column("power_peak_w", "float", "W", "largest reading while measuring"),
+    Column("power_peak_sampling_period_ms", "float", "ms", "time that one such reading covers"),
+    Column("power_idle_w", "float", "W", "power before and after, with nothing running"),
+    *_SOURCE,
+    *_VERDICT,
+)
+
+TABLES: dict[str, tuple[Column, ...]] = {"latency": LATENCY, "energy": ENERGY, "power": POWER}
+
+
+def markdown_table(name: str) -> str:
+    """One table's columns as in docs/formats.md."""
+    rows = ["| column | type | unit | meaning |", "|---|---|---|---|"]
+    rows += [f"| `{c.name}` | {c.kind} | {c.unit} | {c.meaning} |" for c in TABLES[name]]
+    return "\n".join(rows) + "\n"

@@ -1,0 +1,248 @@
+"""One recording and one artifact -> one row of each table. Pure; the same input, the same row.
+
+Figures are rounded to SIGNIFICANT_DIGITS decimal digits. Nine hold a nanosecond in a second; the
+last bits of a sum, which may differ between machines, are beyond them.
+"""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+
+from edgebench import stats
+from edgebench.artifact import Manifest
+from edgebench.errors import RecordingError
+from edgebench.recording import PHASES, ArtifactEntry, Recording, Solo
+from edgebench.results.columns import ENERGY, LATENCY, POWER, Column
+from edgebench.results.encoding import Loaded
+from edgebench.verdict import Verdict, judge
+
+SIGNIFICANT_DIGITS = 9
+
+Row = dict[str, Any]
+
+_NS_PER_MS = 1e6
+_MB = 1e6
+_PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
+
+
+def rows(loaded: Loaded, index: int) -> tuple[Row, Row, Row, Verdict]:
+    """The latency, energy and power row of one artifact, and the verdict on all three.
+
+    Raises:
+        RecordingError: the artifact's manifest in the recording is malformed.
+    """
+    recording = loaded.recording
+    verdict = judge(recording, loaded.samples, loaded.state, index)
+    manifests = [_manifest(loaded, entry) for entry in recording.artifacts]
+    common = {**_run(recording, index), **_verdict(verdict)}
+    latency = {
+        **common,
+        **_artifact(recording.artifacts[index], manifests[index]),
+        **_protocol(recording),
+        **_figures(loaded, index),
+        **_solo(recording, index),
+        **_against_reference(loaded, manifests, index),
+    }
+    # Meters are not part of this recording format yet: the figures are absent, never zero.
+    absent = {"reason": recording.power_absent or "this version reads no meter from recordings"}
+    return (
+        _complete(latency, LATENCY),
+        _complete({**common, **absent}, ENERGY),
+        _complete({**common, **absent}, POWER),
+        verdict,
+    )
+
+
+def _run(recording: Recording, index: int) -> Row:
+    entry = recording.artifacts[index]
+    return {
+        "run_id": f"{recording.id}-{index}",
+        "recording_id": recording.id,
+        "created_at": recording.created_at,
+        "device": recording.device.name,
+        "device_fingerprint_digest": recording.device.fingerprint_digest,
+        "emulated": recording.device.emulated,
+        "artifact": entry.name,
+        "artifact_digest": entry.digest,
+    }
+
+
+def _verdict(verdict: Verdict) -> Row:
+    return {
+        "verdict": str(verdict.status),
+        "reasons": ";".join(verdict.codes),
+        "reasons_text": " ".join(reason.text for reason in verdict.reasons),
+    }
+
+
+def _artifact(entry: ArtifactEntry, manifest: Manifest) -> Row:
+    quantization, s, adapter = manifest.quantization, manifest.statistics, manifest.adapter
+    return {
+        "base_model": manifest.base.name,
+        "adapter": adapter.name if adapter else None,
+        "adapter_bytes": adapter.bytes if adapter else None,
+        "lowering": manifest.lowering,
+        "scheme": quantization.scheme,
+        "storage_bits": quantization.storage_bits,
+        "compute_bits": quantization.compute_bits,
+        "activation_bits": quantization.activation_bits,
+        "storage_bits_per_weight": quantization.storage_bits_per_weight,
+        "file_bits_per_weight": quantization.file_bits_per_weight,
+        "artifact_size_mb": entry.size_bytes / _MB,
+        "parity_max_abs_error": manifest.parity.max_abs_error,
+        "parity_cosine_mean": manifest.parity.cosine_mean,
+        "parity_kl_mean": manifest.parity.kl_mean,
+        "kept_layers": s.kept_layers,
+        "kept_heads": s.kept_heads,
+        "kept_ranks": s.kept_ranks,
+        "param_bits": s.param_bits,
+        "extra_flops": manifest.extra_flops,
+    }
+
+
+def _protocol(recording: Recording) -> Row:
+    protocol = recording.protocol
+    runtime = protocol.runtime
+    return {
+        "runtime": runtime.get("kind"),
+        "runtime_version": recording.versions.get(str(runtime.get("kind"))),
+        "provider": runtime.get("provider"),
+        "threads": runtime.get("threads"),
+        "scenario": protocol.scenario,
+        "batch": protocol.batch,
+        "seq_len": protocol.seq_len,
+        "input_source": protocol.input_source,
+    }
+
+
+def _figures(loaded: Loaded, index: int) -> Row:
+    """Latency, throughput, load time and warm-up, over launches."""
+    recording, samples = loaded.recording, loaded.samples
+    mine = _counted(loaded) & (samples["artifact"] == index)
+    # The clock problems of a broken device are the verdict's business; no figure is taken then.
+    if np.any(samples["duration_ns"][mine] <= 0):
+        mine = np.zeros_like(mine)
+    durations, launch = samples["duration_ns"][mine], samples["launch"][mine]
+    row: Row = {"n": int(durations.size), "launches": int(np.unique(launch).size)}
+    for name, percentile in _PERCENTILES.items():
+        estimate = stats.percentile_over_launches(durations, launch, percentile)
+        row |= _estimate(f"latency_{name}_ms", estimate, _NS_PER_MS)
+    mean = stats.mean_over_launches(durations, launch)
+    row |= _estimate("latency_mean_ms", mean, _NS_PER_MS)
+    if mean is not None:
+        row |= _estimate("throughput_per_s", stats.throughput(mean, recording.protocol.batch))
+    good = [each for each in recording.launches if each.outcome == "ok"]
+    loads = [ns for each in good for ns in each.load_ns[index : index + 1]]
+    row |= _estimate("load_time_ms", stats.over_launches(loads), _NS_PER_MS)
+    warmups = [w for each in good for w in each.warmup[index : index + 1]]
+    done = [w for w in warmups if w is not None]
+    row["warmup_calls"] = max((w.calls for w in done), default=None)
+    row["warmup_steady"] = all(w is not None and w.steady for w in warmups) if warmups else None
+    return row
+
+
+def _solo(recording: Recording, index: int) -> Row:
+    """Memory and accuracy of the artifact alone in its worker."""
+    solo = next((s for s in recording.solo if s.artifact == index), None)
+    if solo is None:
+        return {}
+    row: Row = {
+        "memory_peak_rss_mb": _megabytes(solo.peak_rss_bytes),
+        "memory_baseline_rss_mb": _megabytes(solo.baseline_rss_bytes),
+    }
+    return row | _accuracy(solo)
+
+
+def _accuracy(solo: Solo) -> Row:
+    if solo.accuracy is None:
+        return {}
+    share = stats.proportion(solo.accuracy.correct, solo.accuracy.n)
+    return {**_estimate("accuracy", share), "accuracy_n": solo.accuracy.n}
+
+
+def _against_reference(loaded: Loaded, manifests: list[Manifest], index: int) -> Row:
+    """Interleaved speed against the session's reference; nothing for the reference itself."""
+    reference = _reference(manifests, index)
+    row: Row = {"reference_artifact_digest": loaded.recording.artifacts[reference].digest}
+    counted = _counted(loaded)
+    columns = {
+        name: loaded.samples[name][counted]
+        for name in ("duration_ns", "launch", "artifact", "turn")
+    }
+    if np.any(columns["duration_ns"] <= 0):
+        return row
+    ratio = stats.speedup(
+        columns["duration_ns"],
+        columns["launch"],
+        columns["artifact"],
+        columns["turn"],
+        of=index,
+        against=reference,
+    )
+    return row | _estimate("speedup_vs_reference", ratio)
+
+
+def _reference(manifests: list[Manifest], index: int) -> int:
+    """The session's fp32 artifact of the same adapter on the same base, else its first artifact."""
+    mine = manifests[index]
+    for number, other in enumerate(manifests):
+        if (
+            other.quantization.scheme == "fp32"
+            and other.base.digest == mine.base.digest
+            and _adapter_digest(other) == _adapter_digest(mine)
+        ):
+            return number
+    return 0
+
+
+def _adapter_digest(manifest: Manifest) -> str | None:
+    return manifest.adapter.digest if manifest.adapter else None
+
+
+def _counted(loaded: Loaded) -> npt.NDArray[np.bool_]:
+    return np.asarray(loaded.samples["phase"] == PHASES.index("measure"))
+
+
+def _manifest(loaded: Loaded, entry: ArtifactEntry) -> Manifest:
+    try:
+        return Manifest.model_validate(entry.manifest)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise RecordingError(
+            f"the manifest of artifact {entry.name} is malformed at {place}: {first['msg']}",
+            where=str(loaded.path),
+            fix="Measure the artifact again with this version.",
+        ) from error
+
+
+def _estimate(name: str, estimate: stats.Estimate | None, unit: float = 1.0) -> Row:
+    """A figure and its interval, divided by ``unit``; empty where it is withheld or unbounded."""
+    if estimate is None:
+        return {}
+    return {
+        name: estimate.value / unit,
+        f"{name}_lo": estimate.lo / unit,
+        f"{name}_hi": estimate.hi / unit,
+    }
+
+
+def _megabytes(count: int | None) -> float | None:
+    return None if count is None else count / _MB
+
+
+def _complete(row: Row, columns: tuple[Column, ...]) -> Row:
+    """Exactly the table's columns, in order; floats rounded, absent values None."""
+    return {column.name: _cell(row.get(column.name), column) for column in columns}
+
+
+def _cell(value: Any, column: Column) -> Any:
+    if value is None or column.kind != "float":
+        return value
+    number = float(value)
+    return float(f"{number:.{SIGNIFICANT_DIGITS}g}") if isfinite(number) else None
