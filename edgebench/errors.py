@@ -81,6 +81,10 @@ class DeviceError(EdgebenchError):
     exit_code = 4
 
 
+class LinkError(DeviceError):
+    """The device can't be reached just now: trying again later may help."""
+
+
 class DeviceBusyError(DeviceError):
     """Another measurement holds the device."""
 

@@ -1343,7 +1343,7 @@ class Server:
                 plan = read_json(os.path.join(run_dir, "plan.json"))
                 found.append(
                     {"run": run, "status": self.status(run_dir), "owner": plan.get("owner"),
-                     "names": [entry["name"] for entry in plan["artifacts"]]}
+                     "store": plan.get("store"), "names": [entry["name"] for entry in plan["artifacts"]]}
                 )
         return {"runs": found}
 
@@ -1364,6 +1364,8 @@ class Server:
             status = self.status(run_dir)
             if os.path.exists(path):
                 with open(path, "rb") as stream:
+                    if offset < 0:  # only what is new: after a lost connection
+                        offset = stream.read().rfind(b"\n") + 1
                     stream.seek(offset)
                     data = stream.read()
                 whole = data[: data.rfind(b"\n") + 1]

@@ -8,6 +8,6 @@ device spooled into a Recording.
 from __future__ import annotations
 
 from edgebench.measure.options import RunOptions
-from edgebench.measure.run import resume, run
+from edgebench.measure.run import Outcome, resume, run, run_many
 
-__all__ = ["RunOptions", "resume", "run"]
+__all__ = ["Outcome", "RunOptions", "resume", "run", "run_many"]

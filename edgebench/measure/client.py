@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgebench.agent.agent import PROTOCOL, SENTINEL
-from edgebench.errors import DeviceBusyError, DeviceError, InputError
+from edgebench.errors import DeviceBusyError, DeviceError, InputError, LinkError
 from edgebench.recording import Clock
 from edgebench.transport.base import Channel
 
@@ -32,7 +32,7 @@ class AgentFailure(DeviceError):
         super().__init__(str(error.get("message", "the agent gave no reason")), where=where)
 
 
-class ConnectionLost(DeviceError):
+class ConnectionLost(LinkError):
     """The channel to the agent closed while something was expected from it."""
 
 

@@ -1,9 +1,11 @@
 """One run from the command to the stored recording::
 
-    connect - identity - lock - send artifacts - start - follow ... ended - collect - store - forget
+    connect - identity - send artifacts - lock, start - follow ... ended - collect - store - forget
 
 A run is known to the device by its recording's id. Its spool stays there until the recording is
-on this host's disk, so whatever is cut off in between can be picked up, once.
+on this host's disk, so whatever is cut off in between is picked up later: by this process when the
+link comes back, by ``resume``, or by the next run. Storing refuses an id that is there already, so
+nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import platform
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,21 +24,60 @@ import edgebench
 from edgebench.agent.agent import PROTOCOL
 from edgebench.artifact import Artifact, sha256_file
 from edgebench.device import Device
-from edgebench.errors import DeviceBusyError, DeviceError, Interrupted, StorageError, UsageError
-from edgebench.measure.client import Ended
+from edgebench.errors import (
+    DeviceBusyError,
+    DeviceError,
+    EdgebenchError,
+    Interrupted,
+    LinkError,
+    StorageError,
+    UsageError,
+)
+from edgebench.measure.client import AgentFailure, Ended
 from edgebench.measure.collect import assemble, fetch, recording_of
+from edgebench.measure.deploy import AGENT_PATH, send_artifacts
 from edgebench.measure.options import RunOptions, build_protocol
-from edgebench.measure.session import AGENT_PATH, Session, open_session, owner
+from edgebench.measure.session import Session, open_session, owner
 from edgebench.recording import SCHEMA, ArtifactEntry, Recording
 from edgebench.results.store import Store
 from edgebench.results.ulid import new_ulid
 from edgebench.workspace import ensure_dir
 
 #: Called with each event of a run: the agent's own, and {"event": "waiting" | "sending" | ...}.
+#: Every event names its "device".
 Reporter = Callable[[dict[str, Any]], None]
 
-#: How often a busy device is asked again (seconds).
+#: How often a busy device is asked again, and a lost one looked for (seconds).
 BUSY_POLL_S = 2.0
+RECONNECT_POLL_S = 3.0
+#: How long a lost connection is looked for before the run is left to `edgebench resume`.
+RECONNECT_S = 120.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one device of a run: its recording, or why there is none."""
+
+    device: str
+    recording: Recording | None = None
+    error: EdgebenchError | None = None
+
+
+@dataclass
+class _Job:
+    """One device's part of a run."""
+
+    device: Device
+    artifacts: Sequence[Artifact]
+    store: Store
+    options: RunOptions
+    wait: bool
+    tell: Reporter
+    run_id: str = field(default_factory=new_ulid)
+    started: bool = False
+
+    def report(self, event: dict[str, Any]) -> None:
+        self.tell({**event, "device": self.device.id})
 
 
 def run(
@@ -46,129 +89,268 @@ def run(
     wait: bool = True,
     report: Reporter | None = None,
 ) -> Recording:
-    """Measure artifacts on a device and store the recording.
+    """Measure artifacts on one device and store the recording; see ``run_many``."""
+    (outcome,) = run_many([device], artifacts, store, options, wait=wait, report=report)
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.recording is not None
+    return outcome.recording
+
+
+def run_many(
+    devices: Sequence[Device],
+    artifacts: Sequence[Artifact],
+    store: Store,
+    options: RunOptions | None = None,
+    *,
+    wait: bool = True,
+    report: Reporter | None = None,
+) -> list[Outcome]:
+    """Measure artifacts on devices, side by side, and store a recording each.
 
     Args:
-        artifacts: at least one; they take turns in the same workers.
-        wait: wait for a device that is in use; otherwise DeviceBusyError.
+        artifacts: at least one; on each device they take turns in the same workers.
+        wait: wait for a device that is in use; otherwise it fails with DeviceBusyError.
         report: called with every event while it goes on.
 
+    Returns:
+        One outcome a device, in their order; a device that fails does not stop the others.
+
     Raises:
-        DeviceError, InputError, StorageError: see edgebench.errors.
-        Interrupted: Ctrl-C. A local run is ended and leaves nothing.
+        UsageError, StorageError: before anything is measured.
+        Interrupted: Ctrl-C. Local runs are ended and leave nothing; those on other devices go on
+            there, and ``resume`` collects them.
     """
     if not artifacts:
         raise UsageError("there is nothing to measure", fix="Name at least one artifact.")
+    names = [device.id for device in devices]
+    if len(set(names)) != len(names):
+        raise UsageError("a device is named twice", fix="Name each device once.")
     chosen = options or RunOptions()
     chosen.check()
+    for device in devices:
+        device.require_usable()
     check_writable(store.root)
+    tell = report or _silent
+    jobs = [_Job(device, artifacts, store, chosen, wait, tell) for device in devices]
     try:
-        return asyncio.run(_run(device, artifacts, store, chosen, wait, report or _silent))
+        return asyncio.run(_run_all(jobs))
     except KeyboardInterrupt as error:
-        raise Interrupted(
-            "interrupted; the measurement was ended and nothing of it is kept", where=device.id
-        ) from error
+        raise _interrupted(jobs) from error
 
 
-async def _run(
-    device: Device,
-    artifacts: Sequence[Artifact],
-    store: Store,
-    options: RunOptions,
-    wait: bool,
-    report: Reporter,
-) -> Recording:
-    async with open_session(device) as session:
-        session.check_identity()
-        protocol = build_protocol(options, device, session.placement(options.threads), artifacts)
-        run_id = new_ulid()
-        plan = {
-            "id": run_id,
-            "agent_protocol": PROTOCOL,
-            "agent_digest": f"sha256:{sha256_file(AGENT_PATH)}",
-            "owner": owner(),
-            "protocol": protocol.model_dump(mode="json"),
-            "artifacts": [_worker_entry(artifact, session.local) for artifact in artifacts],
-            "carry": {
-                "schema": SCHEMA,
-                "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                "edgebench_version": edgebench.__version__,
-                "device": (await session.record(protocol.runtime)).model_dump(mode="json"),
-                "artifacts": [_entry(artifact) for artifact in artifacts],
-                "clock": (await session.client.clock()).model_dump(mode="json"),
-                "host": {"system": platform.system(), "machine": platform.machine()},
-                "power_absent": _power_absent(device),
-            },
-        }
-        await _start(session, plan, wait, report)
-        try:
-            await _follow(session, run_id, report)
-        except (asyncio.CancelledError, KeyboardInterrupt):
-            await _abandon(session, run_id)
+def _interrupted(jobs: Sequence[_Job]) -> Interrupted:
+    left = [job.device for job in jobs if job.started and not is_local(job.device)]
+    if not left:
+        return Interrupted(
+            "interrupted; the measurement was ended and nothing of it is kept",
+            where=", ".join(job.device.id for job in jobs),
+        )
+    collect = " ".join(f"--device {device.id}" for device in left)
+    return Interrupted(
+        f"interrupted; the measurement goes on on {', '.join(device.id for device in left)}",
+        fix=f"Collect it with `edgebench resume {collect}`.",
+    )
+
+
+def is_local(device: Device) -> bool:
+    """Whether a device is this machine."""
+    return device.transport.kind == "local"
+
+
+async def _run_all(jobs: Sequence[_Job]) -> list[Outcome]:
+    return list(await asyncio.gather(*(_outcome(job) for job in jobs)))
+
+
+async def _outcome(job: _Job) -> Outcome:
+    try:
+        return Outcome(job.device.id, recording=await _run(job))
+    except EdgebenchError as error:
+        job.report({"event": "failed", "why": str(error)})
+        return Outcome(job.device.id, error=error)
+
+
+async def _run(job: _Job) -> Recording:
+    job.report({"event": "connecting"})
+    try:
+        async with open_session(job.device) as session:
+            session.check_identity()
+            await _pick_up(session, job.store, job.report)
+            if not session.local:
+                await send_artifacts(session.transport, session.client, job.artifacts, job.report)
+            await _start(session, await _plan(session, job), job)
+            await _follow(session, job.run_id, job.report)
+            return await _collect(session, job.run_id, job.store, job.report)
+    except LinkError as error:
+        if not job.started or is_local(job.device):
             raise
-        return await _collect(session, run_id, store, report)
+        return await _attend(job, error)
+    except asyncio.CancelledError:
+        if job.started and is_local(job.device):
+            await _abandon(job)
+        raise
 
 
-async def _start(session: Session, plan: dict[str, Any], wait: bool, report: Reporter) -> None:
+async def _plan(session: Session, job: _Job) -> dict[str, Any]:
+    """The plan document of docs/agent-protocol.md."""
+    placement = session.placement(job.options.threads)
+    protocol = build_protocol(job.options, job.device, placement, job.artifacts)
+    device = await session.record(protocol.runtime)
+    clock = await session.client.clock()
+    return {
+        "id": job.run_id,
+        "agent_protocol": PROTOCOL,
+        "agent_digest": f"sha256:{sha256_file(AGENT_PATH)}",
+        "owner": owner(),
+        "store": _store_name(job.store),
+        "protocol": protocol.model_dump(mode="json"),
+        "artifacts": [_worker_entry(artifact, session.local) for artifact in job.artifacts],
+        # What the agent only keeps for whoever collects the run.
+        "carry": {
+            "schema": SCHEMA,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "edgebench_version": edgebench.__version__,
+            "device": device.model_dump(mode="json"),
+            "artifacts": [_entry(artifact) for artifact in job.artifacts],
+            "clock": clock.model_dump(mode="json"),
+            "host": {"system": platform.system(), "machine": platform.machine()},
+            "power_absent": _power_absent(job.device),
+        },
+    }
+
+
+async def _start(session: Session, plan: dict[str, Any], job: _Job) -> None:
     while True:
+        # From here on the device may have it, even if the answer is lost on the way.
+        job.started = True
         try:
             await session.client.request("start", plan=plan, disk_bytes=_spool_bytes(plan))
         except DeviceBusyError as error:
-            if not wait:
+            job.started = False
+            if not job.wait:
                 raise DeviceBusyError(
                     error.what, where=error.where, fix="Run again later, or without --no-wait."
                 ) from error
-            report({"event": "waiting", "why": error.what})
+            job.report({"event": "waiting", "why": error.what})
             await asyncio.sleep(BUSY_POLL_S)
-            continue
-        report({"event": "started", "plan": plan})
-        return
+        except AgentFailure:
+            job.started = False
+            raise
+        else:
+            job.report({"event": "started", "plan": plan})
+            return
 
 
-async def _follow(session: Session, run_id: str, report: Reporter) -> None:
-    async for event in session.client.follow(run_id):
+async def _follow(session: Session, run_id: str, report: Reporter, *, offset: int = 0) -> None:
+    async for event in session.client.follow(run_id, offset):
         if isinstance(event, Ended):
             return
         report(event)
 
 
-async def _abandon(session: Session, run_id: str) -> None:
-    """End a local run and remove what it spooled, within a few seconds."""
-    await session.client.request("cancel", run=run_id)
-    for _ in range(100):
+async def _attend(job: _Job, lost: LinkError) -> Recording:
+    """Come back to a run after the link was lost: the device has gone on meanwhile.
+
+    Raises:
+        LinkError: the device did not come back in time; says how to collect the run.
+    """
+    until = time.monotonic() + RECONNECT_S
+    while time.monotonic() < until:
+        job.report({"event": "reconnecting", "why": lost.what})
+        await asyncio.sleep(RECONNECT_POLL_S)
         try:
-            await session.client.request("forget", run=run_id)
-            return
-        except DeviceError:
-            await asyncio.sleep(0.1)
+            async with open_session(job.device) as session:
+                await _follow(session, job.run_id, job.report, offset=-1)
+                return await _collect(session, job.run_id, job.store, job.report)
+        except LinkError as error:
+            lost = error
+    raise LinkError(
+        f"the device can't be reached any more: {lost.what}",
+        where=job.device.id,
+        fix=f"The measurement goes on there: `edgebench resume --device {job.device.id}` "
+        "collects it.",
+    ) from lost
+
+
+async def _abandon(job: _Job) -> None:
+    """End a local run and remove what it spooled, within a few seconds."""
+    async with open_session(job.device) as session:
+        await session.client.request("cancel", run=job.run_id)
+        for _ in range(100):
+            try:
+                await session.client.request("forget", run=job.run_id)
+                return
+            except AgentFailure as error:
+                if error.code == "no-run":
+                    return
+                await asyncio.sleep(0.1)
 
 
 async def _collect(session: Session, run_id: str, store: Store, report: Reporter) -> Recording:
+    """Store an ended run here, then let the device forget it."""
     report({"event": "collecting"})
-    with tempfile.TemporaryDirectory(prefix="edgebench-") as directory:
-        spool = Path(directory)
-        result = await fetch(session, run_id, spool)
-        document, samples, state = assemble(spool, result)
-    recording = recording_of(document)
-    path = store.write(recording, samples, state)
+    if run_id not in store.list():
+        with tempfile.TemporaryDirectory(prefix="edgebench-") as directory:
+            spool = Path(directory)
+            result = await fetch(session, run_id, spool)
+            document, samples, state = await asyncio.to_thread(assemble, spool, result)
+        path = await asyncio.to_thread(store.write, recording_of(document), samples, state)
+        report({"event": "stored", "path": str(path)})
     await session.client.request("forget", run=run_id)
-    report({"event": "stored", "path": str(path)})
-    return store.load(run_id).recording
+    return (await asyncio.to_thread(store.load, run_id)).recording
 
 
-def resume(device: Device, store: Store, *, report: Reporter | None = None) -> list[Recording]:
-    """Pick up every run of this device that nobody has collected, waiting for those under way."""
-    return asyncio.run(_resume(device, store, report or _silent))
+def resume(
+    device: Device, store: Store, *, report: Reporter | None = None
+) -> list[Recording]:
+    """Pick up every run that this user left on a device, waiting for those still under way.
+
+    Raises:
+        DeviceError: unreachable, or a spool arrived broken.
+        Interrupted: Ctrl-C; what goes on there goes on.
+    """
+    check_writable(store.root)
+    tell = report or _silent
+
+    def named(event: dict[str, Any]) -> None:
+        tell({**event, "device": device.id})
+
+    try:
+        return asyncio.run(_resume(device, store, named))
+    except KeyboardInterrupt as error:
+        raise Interrupted("interrupted; nothing was changed", where=device.id) from error
 
 
 async def _resume(device: Device, store: Store, report: Reporter) -> list[Recording]:
-    found: list[Recording] = []
     async with open_session(device) as session:
-        for entry in (await session.client.request("runs"))["runs"]:
-            report({"event": "resuming", "run": entry["run"], "names": entry["names"]})
-            if entry["status"] == "running":
-                await _follow(session, entry["run"], report)
+        return await _pick_up(session, store, report, all_of_mine=True)
+
+
+async def _pick_up(
+    session: Session, store: Store, report: Reporter, *, all_of_mine: bool = False
+) -> list[Recording]:
+    """Collect runs that nobody has: this store's that have ended, or all of this user's.
+
+    A run that died before it had measured anything is removed, and said so.
+    """
+    found: list[Recording] = []
+    for entry in (await session.client.request("runs"))["runs"]:
+        mine = entry["owner"] == owner()
+        if not mine or not (all_of_mine or entry["store"] == _store_name(store)):
+            continue
+        running = entry["status"] == "running"
+        if running and not all_of_mine:
+            continue
+        report({"event": "resuming", "run": entry["run"], "names": entry["names"]})
+        if running:
+            await _follow(session, entry["run"], report)
+        try:
             found.append(await _collect(session, entry["run"], store, report))
+        except AgentFailure as error:
+            if error.code != "nothing":
+                raise
+            report({"event": "lost", "run": entry["run"], "why": error.what})
+            await session.client.request("forget", run=entry["run"])
     return found
 
 
@@ -192,6 +374,10 @@ def check_writable(directory: Path) -> None:
 
 def _silent(event: dict[str, Any]) -> None:
     return None
+
+
+def _store_name(store: Store) -> str:
+    return f"{platform.node()}:{store.root.resolve()}"
 
 
 def _entry(artifact: Artifact) -> dict[str, Any]:

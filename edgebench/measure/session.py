@@ -10,19 +10,16 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from edgebench.agent import agent as agent_module
 from edgebench.artifact import canonical_json
-from edgebench.device import Device, LocalSpec, Placement
+from edgebench.device import Device, LocalSpec, Placement, SshSpec
 from edgebench.errors import DeviceError
 from edgebench.measure.client import AgentClient
+from edgebench.measure.deploy import AGENT_PATH, start_remote_agent
 from edgebench.recording import DeviceRecord
 from edgebench.transport.base import Transport
 from edgebench.transport.local import LocalTransport
-
-AGENT_PATH = Path(agent_module.__file__)
 
 
 @dataclass(frozen=True)
@@ -143,21 +140,38 @@ async def open_session(device: Device) -> AsyncIterator[Session]:
         DeviceError: unreachable, or no agent starts there.
     """
     device.require_usable()
-    transport = transport_for(device)
-    async with transport:
-        channel = await transport.open(local_agent_command(device))
-        client = AgentClient(channel, device.id)
+    async with transport_for(device) as transport:
+        client = await _start_agent(transport, device)
         try:
-            await client.start()
             yield Session(device, transport, client, await client.request("hello"))
         finally:
             await client.close()
 
 
+async def _start_agent(transport: Transport, device: Device) -> AgentClient:
+    if not isinstance(device.transport, LocalSpec):
+        return await start_remote_agent(transport, device)
+    client = AgentClient(await transport.open(local_agent_command(device)), device.id)
+    try:
+        await client.start()
+    except BaseException:
+        await client.close()
+        raise
+    return client
+
+
 def transport_for(device: Device) -> Transport:
-    """The transport that the profile names."""
+    """The transport that the profile names.
+
+    Raises:
+        DeviceError: this version has none of that kind.
+    """
     if isinstance(device.transport, LocalSpec):
         return LocalTransport()
+    if isinstance(device.transport, SshSpec):
+        from edgebench.transport.ssh import SshTransport
+
+        return SshTransport(device.transport, device.id)
     raise DeviceError(
         f"this version can't reach devices by {device.transport.kind} yet",
         where=str(device.path),
