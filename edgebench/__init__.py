@@ -2,7 +2,7 @@
 
 Everything here is loaded when it is first used, so that ``import edgebench`` costs nothing.
 
-    export_adapter, run, resume, diagnose, list_devices, load_results, write_tables
+    export_adapter, run, run_on, resume, diagnose, list_devices, load_results, write_tables
         what the commands do
     Artifact, Recording, Device, RunOptions
         what they take and return
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         load_results,
         resume,
         run,
+        run_on,
         write_tables,
     )
     from edgebench.artifact import Artifact
@@ -45,6 +46,7 @@ _HOMES = {
     "load_results": "edgebench.api",
     "resume": "edgebench.api",
     "run": "edgebench.api",
+    "run_on": "edgebench.api",
     "write_tables": "edgebench.api",
 }
 
@@ -61,6 +63,7 @@ __all__ = [
     "load_results",
     "resume",
     "run",
+    "run_on",
     "write_tables",
 ]
 

@@ -24,7 +24,7 @@ from edgebench.workspace import Workspace, ensure_dir
 if TYPE_CHECKING:
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
-    from edgebench.measure import RunOptions
+    from edgebench.measure import Outcome, RunOptions
     from edgebench.recording import Recording
     from edgebench.results.api import Results
     from edgebench.results.store import Store
@@ -85,16 +85,43 @@ def run(
         results: the results directory; the workspace's by default.
         wait: wait for a device that is in use.
         report: called with each event of the run.
+
+    Raises:
+        EdgebenchError: see ``edgebench.measure.run_many``.
+    """
+    (outcome,) = run_on(
+        [device], artifacts, options=options, results=results, wait=wait, report=report
+    )
+    if outcome.error is not None:
+        raise outcome.error
+    assert outcome.recording is not None
+    return outcome.recording
+
+
+def run_on(
+    devices: Sequence[str],
+    artifacts: Sequence[Artifact | str | Path] = (),
+    *,
+    options: RunOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> list[Outcome]:
+    """Measure artifacts on several devices side by side; arguments as for ``run``.
+
+    Returns:
+        One outcome a device, in their order: a recording, or the error that stopped it.
     """
     from edgebench.device import load
-    from edgebench.measure import run as measure_run
+    from edgebench.measure import run_many
 
     workspace = Workspace.find()
-    profile = load(device, workspace)
-    profile.require_usable()
+    profiles = [load(device, workspace) for device in devices]
+    for profile in profiles:
+        profile.require_usable()
     chosen = [a if isinstance(a, Artifact) else Artifact.load(a) for a in artifacts]
-    return measure_run(
-        profile,
+    return run_many(
+        profiles,
         chosen or newest_artifacts(artifacts_dir(results)),
         store(results),
         options,

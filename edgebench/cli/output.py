@@ -27,6 +27,16 @@ DeviceName = Annotated[
     typer.Option("--device", "-d", help="A device profile's name (see `edgebench devices`)."),
 ]
 
+DeviceNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        "-d",
+        help="A device profile's name (see `edgebench devices`); repeat it for several. "
+        "Default: local.",
+    ),
+]
+
 
 def say_json(document: Any) -> None:
     """Print a document as JSON; a figure that could not be measured is null."""

@@ -7,6 +7,33 @@ from typing import Any
 from edgebench.cli.output import Update
 
 
+class FleetProgress:
+    """Events of several devices: each has its line, the bar shows the slowest of them."""
+
+    def __init__(self, update: Update) -> None:
+        self.update = update
+        self.lines: dict[str, str] = {}
+        self.shares: dict[str, float | None] = {}
+        self.parts: dict[str, RunProgress] = {}
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        device = event["device"]
+        if device not in self.parts:
+            self.parts[device] = RunProgress(device, self._updater(device))
+        self.parts[device](event)
+
+    def _updater(self, device: str) -> Update:
+        def said(text: str, share: float | None = None, /) -> None:
+            self.lines[device], self.shares[device] = text, share
+            if len(self.lines) == 1:
+                self.update(text, share)
+                return
+            known = [value for value in self.shares.values() if value is not None]
+            self.update("\n".join(self.lines.values()), min(known, default=None))
+
+        return said
+
+
 class RunProgress:
     """Turns a run's events into a line and a share of the whole.
 
@@ -27,6 +54,18 @@ class RunProgress:
         handler = getattr(self, "_" + event["event"].replace("-", "_"), None)
         if handler is not None:
             handler(event)
+
+    def _connecting(self, event: dict[str, Any]) -> None:
+        self.update(f"{self.device}  connecting")
+
+    def _reconnecting(self, event: dict[str, Any]) -> None:
+        self.update(f"{self.device}  connection lost, the measurement goes on: {event['why']}")
+
+    def _failed(self, event: dict[str, Any]) -> None:
+        self.update(f"{self.device}  failed", 1.0)
+
+    def _lost(self, event: dict[str, Any]) -> None:
+        self.update(f"{self.device}  run {event['run']} is lost: {event['why']}")
 
     def _waiting(self, event: dict[str, Any]) -> None:
         self.update(f"{self.device}  waiting: {event['why']}")

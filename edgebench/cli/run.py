@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgebench.cli.output import DeviceName, Json, Results
+from edgebench.cli.output import DeviceNames, Json, Results
+
+if TYPE_CHECKING:
+    from edgebench.measure import Outcome
 
 
 def register(app: typer.Typer) -> None:
@@ -19,7 +23,7 @@ def run(
         list[Path] | None,
         typer.Argument(help="Artifact directories; none takes the workspace's newest."),
     ] = None,
-    device: DeviceName = "local",
+    device: DeviceNames = None,
     scenario: Annotated[
         str, typer.Option(help="single-stream: one query after another; offline: batches.")
     ] = "single-stream",
@@ -60,11 +64,13 @@ def run(
 ) -> None:
     """Measure artifacts on a device, interleaved, and store a recording.
 
+    Several devices are measured side by side, each with a recording of its own.
+
     Writes results/runs/ID and regenerates results/tables/{latency,energy,power}.{csv,parquet}.
     """
     import edgebench.api
     from edgebench.cli.output import progress
-    from edgebench.cli.progress import RunProgress
+    from edgebench.cli.progress import FleetProgress
     from edgebench.measure import RunOptions
 
     options = RunOptions(
@@ -80,16 +86,45 @@ def run(
         threads=threads,
         seed=seed,
     )
+    devices = device or ["local"]
     with progress() as update:
-        recording = edgebench.api.run(
+        outcomes = edgebench.api.run_on(
+            devices,
             artifacts or [],
-            device=device,
             options=options,
             results=results,
             wait=wait,
-            report=RunProgress(device, update),
+            report=FleetProgress(update),
         )
-    show([recording.id], results=results, as_json=as_json)
+    done = [outcome.recording for outcome in outcomes if outcome.recording is not None]
+    if done:
+        show([recording.id for recording in done], results=results, as_json=as_json)
+    raise_failures(outcomes)
+
+
+def raise_failures(outcomes: Sequence[Outcome]) -> None:
+    """Raise the first device's error, or the first artifact that could not be measured.
+
+    Several errors are printed, each with its device; the first one's exit code counts.
+    """
+    from edgebench.errors import MeasurementError
+
+    errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+    for error in errors[1:]:
+        typer.echo(f"error: {error}", err=True)
+    if errors:
+        raise errors[0]
+    for outcome in outcomes:
+        if outcome.recording is None:
+            continue
+        for solo in outcome.recording.solo:
+            if solo.outcome != "ok":
+                entry = outcome.recording.artifacts[solo.artifact]
+                raise MeasurementError(
+                    f"{entry.name} could not be measured: {solo.outcome} ({solo.error})",
+                    where=outcome.device,
+                    fix="The recording says so; the others' figures stand.",
+                )
 
 
 def show(ids: list[str], *, results: Path | None, as_json: bool) -> None:

@@ -264,6 +264,14 @@ async def _attend(job: _Job, lost: LinkError) -> Recording:
                 return await _collect(session, job.run_id, job.store, job.report)
         except LinkError as error:
             lost = error
+        except AgentFailure as error:
+            if error.code != "no-run":
+                raise
+            raise LinkError(
+                "the connection was lost before the measurement had begun",
+                where=job.device.id,
+                fix="Run it again.",
+            ) from error
     raise LinkError(
         f"the device can't be reached any more: {lost.what}",
         where=job.device.id,
