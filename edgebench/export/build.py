@@ -1,0 +1,225 @@
+"""The slow half of an export: PyTorch to ONNX once, then one artifact per scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgebench import artifact as nouns
+from edgebench.artifact import Artifact
+from edgebench.errors import ExportError
+from edgebench.export import cache, pipeline, store
+from edgebench.export.graph import IR_VERSION, OPSET, signature
+from edgebench.export.inputs import TimingInputs, Tokens, parity_feeds, save_arrays, timing_inputs
+from edgebench.export.module import OUTPUTS, Feed, build_base, forward_module, quiet, reference
+from edgebench.export.parity import FP32_TOLERANCE, compare
+from edgebench.export.pipeline import Plan
+from edgebench.export.request import Progress
+from edgebench.export.sample_text import TEXTS
+from edgebench.export.session import run_graph
+from edgebench.export.statistics import GraphFacts, read_graph
+from edgebench.export.weights import load_tensors, refuse_non_finite
+from edgebench.quantize import quantize
+
+_MODEL = "model.onnx"
+_INPUTS = "inputs.npz"
+_EVALUATION = "evaluation.npz"
+
+#: Shares of an export's time, measured with MiniLM on two cores: (start of step, start of schemes).
+_LOADING, _BUILDING, _LOWERING, _CHECKING, _SCHEMES = 0.02, 0.25, 0.35, 0.65, 0.72
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """The exported fp32 graph and what PyTorch says about it."""
+
+    graph: Path
+    facts: GraphFacts
+    timing: TimingInputs
+    evaluation: dict[str, npt.NDArray[np.int64]] | None
+    feeds: list[Feed]
+    expected: list[npt.NDArray[np.float32]]
+    output: str
+
+
+def build(
+    plan: Plan, schemes: tuple[str, ...], temporary: Path, report: Progress
+) -> dict[str, Artifact]:
+    """Make and publish one artifact per scheme; all or none.
+
+    Raises:
+        CheckpointError, ExportError, InputError, OSError: see ``pipeline.export``.
+    """
+    report("loading PyTorch", _LOADING)
+    with quiet():
+        traced = _trace(plan, temporary, report)
+    built: dict[str, tuple[Path, nouns.Manifest]] = {}
+    for position, scheme in enumerate(schemes):
+        start = _SCHEMES + (1 - _SCHEMES) * position / len(schemes)
+        share = (1 - _SCHEMES) / len(schemes)
+        directory = temporary / scheme
+        directory.mkdir()
+        step = _within(report, scheme, start, share)
+        built[scheme] = directory, _scheme(plan, traced, scheme, directory, step)
+    # Only now does anything get its name: a scheme that fails leaves none of the others behind.
+    return {
+        scheme: store.publish(directory, plan.request.out / pipeline.directory_name(plan, manifest))
+        for scheme, (directory, manifest) in built.items()
+    }
+
+
+def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
+    request = plan.request
+    provided = plan.facts.provides if plan.facts else frozenset[str]()
+    module = build_base(plan.base, plan.task, plan.num_labels, provided)
+    report("building the model", _BUILDING)
+    refuse_non_finite(module.state_dict(), "base model", plan.base.path)
+    tokens = Tokens(plan.base, module)
+    tokens.check_length(request.seq_len)
+    attached = module
+    if plan.adapter and plan.found:
+        tensors = load_tensors(plan.adapter.weights, "adapter")
+        refuse_non_finite(tensors, "adapter", plan.adapter.path)
+        attached = plan.found.exporter.attach(plan.adapter, tensors, module).eval()
+    report("tokenising", _BUILDING + 0.05)
+    texts = plan.data.texts if plan.data else TEXTS
+    source = plan.data.source if plan.data else f"edgebench's own {len(TEXTS)} sentences"
+    timing = timing_inputs(tokens, texts, request.seq_len, source)
+    evaluation = None
+    if plan.data and plan.truth is not None:
+        evaluation = {**tokens.encode(texts, request.seq_len), "labels": plan.truth}
+    feeds = parity_feeds(tokens, timing, texts)
+    output = OUTPUTS[plan.task]
+    # The reference is taken before lowering: merging changes the module in place.
+    expected = reference(forward_module(attached, tokens.names, output), feeds)
+    report("exporting the graph", _LOWERING)
+    lowered = attached
+    if plan.found:
+        lowered = plan.found.exporter.lower(attached, request.lowering).eval()
+    graph = temporary / _MODEL
+    example = _example(feeds)
+    if request.via == "optimum":
+        from edgebench.export import optimum_road
+
+        optimum_road.lower(lowered, plan.task, example, output, graph)
+    else:
+        from edgebench.export import torch_road
+
+        torch_road.lower(forward_module(lowered, tokens.names, output), example, output, graph)
+    report("reading the graph", _CHECKING)
+    row = {name: array[:1] for name, array in timing.arrays.items()}
+    facts = read_graph(_load(graph), row)
+    return _Traced(graph, facts, timing, evaluation, feeds, expected, output)
+
+
+def _scheme(
+    plan: Plan,
+    traced: _Traced,
+    scheme: str,
+    directory: Path,
+    report: Callable[[str, float | None], None],
+) -> nouns.Manifest:
+    """Quantise, check and describe one artifact in its hidden directory."""
+    target = directory / _MODEL
+    report("quantising", 0.0)
+    quantization = quantize(traced.graph, target, scheme, progress=report)
+    report("comparing with PyTorch", 0.5)
+    parity = _parity(plan, traced, target, scheme)
+    report("writing", 0.9)
+    save_arrays(directory / _INPUTS, traced.timing.arrays)
+    if traced.evaluation is not None:
+        save_arrays(directory / _EVALUATION, traced.evaluation)
+    model = _load(target)
+    rows = len(next(iter(traced.timing.arrays.values())))
+    manifest = nouns.Manifest(
+        schema=nouns.SCHEMA,
+        name=plan.name,
+        task=plan.task,
+        labels=plan.labels,
+        base=pipeline.base_entry(plan),
+        adapter=pipeline.adapter_entry(plan),
+        exporter=nouns.Exporter(
+            name=plan.found.exporter.name if plan.found else "base",
+            road=plan.request.via,
+            opset=OPSET,
+            ir_version=IR_VERSION,
+            versions=cache.versions(plan.request.via),
+        ),
+        lowering=plan.lowering,
+        quantization=quantization,
+        signature=signature(model),
+        statistics=traced.facts.statistics(model),
+        extra_flops=traced.facts.branch_flops,
+        parity=parity,
+        data=nouns.Data(
+            inputs=_INPUTS,
+            inputs_n=rows,
+            inputs_source=traced.timing.source,
+            evaluation=_EVALUATION if traced.evaluation is not None else None,
+            evaluation_n=0 if plan.truth is None else len(plan.truth),
+            evaluation_source=plan.data.source if plan.data and plan.truth is not None else None,
+        ),
+        model=_MODEL,
+        files={
+            file.name: nouns.FileEntry(sha256=nouns.sha256_file(file), bytes=file.stat().st_size)
+            for file in sorted(directory.iterdir())
+        },
+    )
+    return nouns.write_manifest(directory, manifest)
+
+
+def _parity(plan: Plan, traced: _Traced, graph: Path, scheme: str) -> nouns.Parity:
+    """Compare with PyTorch; fp32 must agree, a quantised graph's error is recorded.
+
+    Raises:
+        ExportError: fp32 is off by more than ``FP32_TOLERANCE``.
+    """
+    outputs = run_graph(graph, traced.feeds, scheme, outputs=None)
+    actual = [named[0] for named in outputs]
+    if any(a.shape != e.shape for a, e in zip(actual, traced.expected, strict=True)):
+        raise ExportError(
+            f"the {scheme} graph's output has another shape than PyTorch's",
+            fix="The graph does not follow batch or sequence length; try the other --via.",
+        )
+    adapter = "with the adapter unmerged" if plan.adapter else "of the base alone"
+    parity = compare(
+        traced.expected,
+        actual,
+        reference=f"PyTorch in fp32, eval mode, {adapter}: {traced.output}",
+        logits=plan.task != "feature-extraction",
+        tolerance=FP32_TOLERANCE if scheme == "fp32" else None,
+    )
+    # Written so that a NaN fails too.
+    if scheme == "fp32" and not parity.max_abs_error <= FP32_TOLERANCE:
+        raise ExportError(
+            f"the fp32 graph is off PyTorch by {parity.max_abs_error:.2g}, "
+            f"more than {FP32_TOLERANCE:g}, so no artifact was written",
+            where=plan.name,
+            fix="Try the other --via, and report this with the versions in use.",
+        )
+    return parity
+
+
+def _example(feeds: list[Feed]) -> Feed:
+    """Two rows of 17 tokens from the first feed: both axes at least 2, and unlike each other."""
+    return {name: np.ascontiguousarray(a[:2, : min(17, a.shape[1])]) for name, a in feeds[0].items()}
+
+
+def _load(file: Path) -> Any:
+    import onnx
+
+    return onnx.load(str(file), load_external_data=True)
+
+
+def _within(report: Progress, scheme: str, start: float, share: float) -> Progress:
+    """Progress of one scheme as progress of the whole."""
+
+    def nested(step: str, done: float | None) -> None:
+        report(f"{scheme}: {step}", None if done is None else start + share * min(done, 1.0))
+
+    return nested

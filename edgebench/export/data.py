@@ -1,0 +1,130 @@
+"""Labelled text from a file: JSON Lines, CSV or Parquet, with a ``text`` and a ``label`` column."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgebench.artifact import sha256_file
+from edgebench.errors import InputError
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """Texts and their labels, as the file has them.
+
+    ``source`` says where they came from without naming a directory of this machine.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str | int, ...]
+    source: str
+
+
+def read_data(path: Path, limit: int | None = None) -> LabelledText:
+    """Read labelled text, at most the first ``limit`` rows.
+
+    Raises:
+        InputError: the file is missing, of another form, or has a row without text or label.
+    """
+    readers = {
+        ".jsonl": _jsonl,
+        ".ndjson": _jsonl,
+        ".csv": _csv,
+        ".parquet": _parquet,
+    }
+    if not path.is_file():
+        raise InputError("there is no data file here", where=str(path), fix="Check --data.")
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise InputError(
+            f"data of the form {path.suffix or '(no suffix)'} can't be read",
+            where=str(path),
+            fix=f"Give one of {', '.join(readers)}, with columns text and label.",
+        )
+    texts: list[str] = []
+    labels: list[str | int] = []
+    total = 0
+    for number, row in enumerate(reader(path), start=1):
+        total = number
+        if limit is not None and number > limit:
+            continue
+        text, label = row.get("text"), row.get("label")
+        if not isinstance(text, str) or not text.strip():
+            raise InputError(f"row {number} has no text", where=str(path), fix=_COLUMNS)
+        if isinstance(label, bool) or not isinstance(label, str | int) or label == "":
+            raise InputError(f"row {number} has no label", where=str(path), fix=_COLUMNS)
+        texts.append(text)
+        labels.append(label)
+    if not texts:
+        raise InputError("the data file has no rows", where=str(path), fix=_COLUMNS)
+    digest = sha256_file(path)[:16]
+    source = f"{path.name} (sha256 {digest}…), {len(texts)} of {total} rows"
+    return LabelledText(tuple(texts), tuple(labels), source)
+
+
+_COLUMNS = "Every row needs text and label (a name, or a number from 0)."
+
+
+def label_indices(data: LabelledText, names: tuple[str, ...] | None, count: int) -> list[int]:
+    """Labels as indices of the model's outputs.
+
+    Args:
+        data: labels by name or by index (a CSV's digits count as an index unless they are a name).
+        names: label names in the order of the outputs, if they are known.
+        count: number of outputs.
+
+    Raises:
+        InputError: a label that the model does not have.
+    """
+    known = {name: index for index, name in enumerate(names or ())}
+    indices = []
+    for number, label in enumerate(data.labels, start=1):
+        index = known.get(label) if isinstance(label, str) else label
+        if index is None and isinstance(label, str) and label.isdecimal():
+            index = int(label)
+        if index is None or not 0 <= index < count:
+            have = ", ".join(names) if names else f"0 to {count - 1} (their names are not known)"
+            raise InputError(
+                f"row {number} has the label {label!r}, the model has {have}",
+                where=data.source,
+                fix="Give data with the adapter's own labels, or their names with --labels.",
+            )
+        indices.append(index)
+    return indices
+
+
+def _jsonl(path: Path) -> Iterable[Mapping[str, Any]]:
+    with path.open(encoding="utf-8") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise InputError(f"line {number} is not JSON", where=str(path)) from error
+            if not isinstance(row, dict):
+                raise InputError(f"line {number} is not a JSON object", where=str(path))
+            yield row
+
+
+def _csv(path: Path) -> Iterable[Mapping[str, Any]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        yield from csv.DictReader(stream)
+
+
+def _parquet(path: Path) -> Iterable[Mapping[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(path)
+    except pyarrow.ArrowInvalid as error:
+        raise InputError("the file is not readable Parquet", where=str(path)) from error
+    if not {"text", "label"} <= set(table.column_names):
+        raise InputError("the file has no text and label columns", where=str(path), fix=_COLUMNS)
+    yield from table.select(["text", "label"]).to_pylist()

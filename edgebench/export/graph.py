@@ -1,0 +1,103 @@
+"""An exported ONNX file made clean: no traces of the machine that wrote it, readable names.
+
+The exporter leaves in every node the source lines, with their paths, that it came from. They would
+make the artifact's digest depend on where Python is installed, so they go. First they serve to
+name the folded weights: ``val_87`` becomes ``bert.encoder.layer.0.attention.self.query.weight``.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import Any
+
+from edgebench.artifact import Signature, Tensor
+
+OPSET = 20
+IR_VERSION = 10
+
+#: Above this, weights go to a file beside the graph: protobuf ends at 2 GiB.
+_ONE_FILE_BYTES = 1_500_000_000
+
+_SCOPES = "pkg.torch.onnx.name_scopes"
+_WRAPPERS = ("model.", "base_model.model.")
+
+
+def tidy(model: Any) -> Any:
+    """Name folded weights, drop metadata, and set the IR version, in place."""
+    _name_weights(model.graph)
+    model.ir_version = IR_VERSION
+    model.doc_string = ""
+    del model.metadata_props[:]
+    graph = model.graph
+    graph.doc_string = ""
+    graph.name = "edgebench"
+    del graph.metadata_props[:]
+    for part in (graph.node, graph.input, graph.output, graph.value_info, graph.initializer):
+        for item in part:
+            item.doc_string = ""
+            del item.metadata_props[:]
+    return model
+
+
+def save(model: Any, target: Path) -> None:
+    """Write a model; the weights of a large one go to ``<target>.data``."""
+    import onnx
+
+    large = model.ByteSize() > _ONE_FILE_BYTES
+    onnx.save(
+        model, str(target), save_as_external_data=large, location=target.name + ".data"
+    ) if large else target.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def signature(model: Any) -> Signature:
+    """Names, types and shapes (symbolic axes by name) of the inputs and outputs."""
+    import onnx
+
+    def tensor(value: Any) -> Tensor:
+        kind = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name
+        shape = tuple(d.dim_param or d.dim_value for d in kind.shape.dim)
+        return Tensor(name=value.name, dtype=dtype, shape=shape)
+
+    weights = {initializer.name for initializer in model.graph.initializer}
+    return Signature(
+        inputs=tuple(tensor(v) for v in model.graph.input if v.name not in weights),
+        outputs=tuple(tensor(v) for v in model.graph.output),
+    )
+
+
+def _name_weights(graph: Any) -> None:
+    """Call each constant of a MatMul or Gemm after the module that it came from."""
+    taken = {initializer.name for initializer in graph.initializer}
+    names: dict[str, str] = {}
+    for node in graph.node:
+        if node.op_type in {"MatMul", "Gemm"} and node.input[1] in taken:
+            scope = _scope(node)
+            name = f"{scope}.weight"
+            if scope and node.input[1].startswith("val_") and name not in taken | {*names.values()}:
+                names.setdefault(node.input[1], name)
+    # The wrappers that export and peft put round the model are no part of a weight's name.
+    for initializer in graph.initializer:
+        plain = names.get(initializer.name, initializer.name)
+        for wrapper in _WRAPPERS:
+            plain = plain.removeprefix(wrapper)
+        if plain != initializer.name and plain not in taken:
+            taken.add(plain)
+            names[initializer.name] = plain
+    for initializer in graph.initializer:
+        initializer.name = names.get(initializer.name, initializer.name)
+    for node in graph.node:
+        for position, value in enumerate(node.input):
+            node.input[position] = names.get(value, value)
+    for value in graph.value_info:
+        value.name = names.get(value.name, value.name)
+
+
+def _scope(node: Any) -> str:
+    """The path of the torch module that a node came from, or ""."""
+    for entry in node.metadata_props:
+        if entry.key == _SCOPES:
+            scopes = ast.literal_eval(entry.value)
+            return str(scopes[-2]) if len(scopes) > 1 else ""
+    return ""

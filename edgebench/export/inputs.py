@@ -1,0 +1,160 @@
+"""Real tokenised inputs: rows for timing, a labelled set for accuracy, feeds for parity.
+
+All arrays are int64 [rows, tokens], named as the model's inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgebench.errors import CheckpointError, UsageError
+from edgebench.export.base import BaseModel
+from edgebench.export.module import Feed
+
+#: Rows of inputs.npz: enough that a timing loop does not see one text over and over.
+TIMING_ROWS = 64
+
+_MASK = "attention_mask"
+_SHORTEST = 8
+
+
+@dataclass(frozen=True)
+class TimingInputs:
+    """Rows of exactly seq_len tokens, and what they are, in words."""
+
+    arrays: dict[str, npt.NDArray[np.int64]]
+    source: str
+
+
+class Tokens:
+    """A base model's tokenizer, reduced to what the model takes."""
+
+    def __init__(self, base: BaseModel, module: Any) -> None:
+        """Load the tokenizer that stands beside the base's weights.
+
+        Raises:
+            CheckpointError: there is none, or it gives nothing that the model takes.
+        """
+        import inspect
+
+        from transformers import AutoTokenizer
+
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(
+                "the base model has no tokenizer that can be read",
+                where=str(base.path),
+                fix="Put its tokenizer files (tokenizer.json, …) beside config.json.",
+            ) from error
+        if self._tokenizer.pad_token is None:  # decoders often have none; the mask hides it
+            self._tokenizer.pad_token = self._tokenizer.eos_token
+        taken = inspect.signature(module.forward).parameters
+        self.names = tuple(n for n in self._tokenizer.model_input_names if n in taken)
+        if "input_ids" not in self.names:
+            raise CheckpointError("the model does not take token ids", where=str(base.path))
+        self._longest = min(base.max_positions or 1 << 30, self._tokenizer.model_max_length)
+
+    def check_length(self, seq_len: int) -> None:
+        """Refuse rows longer than the model's positions.
+
+        Raises:
+            UsageError: naming the longest that will do.
+        """
+        if seq_len > self._longest:
+            raise UsageError(
+                f"{seq_len} tokens are more than the base's {self._longest} positions",
+                where="--seq-len",
+                fix=f"Give at most {self._longest}.",
+            )
+
+    def lengths_for_parity(self, seq_len: int) -> tuple[int, ...]:
+        """Sequence lengths, besides seq_len, at which the graph is checked."""
+        wanted = {1, 2, 17, min(256, self._longest), min(seq_len * 2, self._longest)}
+        return tuple(sorted(n for n in wanted if n != seq_len and n <= self._longest))
+
+    def encode(self, texts: tuple[str, ...], length: int) -> dict[str, npt.NDArray[np.int64]]:
+        """Texts as rows of exactly ``length`` tokens: truncated, or padded under the mask."""
+        encoded = self._tokenizer(
+            list(texts),
+            truncation=True,
+            padding="max_length",
+            # Tokenizers can't truncate to fewer tokens than they add themselves ([CLS], [SEP]).
+            max_length=max(length, _SHORTEST),
+            return_tensors="np",
+        )
+        return {name: encoded[name][:, :length].astype(np.int64) for name in self.names}
+
+
+def timing_inputs(
+    tokens: Tokens, texts: tuple[str, ...], seq_len: int, source: str
+) -> TimingInputs:
+    """``TIMING_ROWS`` rows without padding, as far as the texts allow.
+
+    A text with enough tokens is a row by itself, truncated. If there are too few, texts are joined
+    to their successors (from the first text on, around the end) until they fill a row.
+    """
+    rows = tokens.encode(texts, seq_len)
+    whole = np.flatnonzero(_full(rows))[:TIMING_ROWS]
+    arrays = {name: array[whole] for name, array in rows.items()}
+    said = [f"{len(whole)} texts, each truncated"]
+    missing = TIMING_ROWS - len(whole)
+    if missing:
+        joined = tokens.encode(_joined(texts, missing, seq_len), seq_len)
+        arrays = {name: np.concatenate([arrays[name], joined[name]]) for name in arrays}
+        said = said if len(whole) else []
+        said.append(f"{missing} rows of texts joined and truncated")
+        if missing > len(texts):
+            said.append("some of them the same")
+        if padded := int((~_full(joined)).sum()):
+            said.append(f"{padded} of them padded")
+    return TimingInputs(arrays, f"{source}: {', '.join(said)} to {seq_len} tokens")
+
+
+def parity_feeds(tokens: Tokens, timing: TimingInputs, texts: tuple[str, ...]) -> list[Feed]:
+    """The timing rows in batches of 16, then other batch sizes and lengths, some rows padded."""
+    rows = len(next(iter(timing.arrays.values())))
+    seq_len = next(iter(timing.arrays.values())).shape[1]
+    feeds: list[Feed] = [
+        {name: array[start : start + 16] for name, array in timing.arrays.items()}
+        for start in range(0, rows, 16)
+    ]
+    for position, length in enumerate(tokens.lengths_for_parity(seq_len)):
+        batch = position % 4 + 1
+        chosen = tuple(texts[(position + i) % len(texts)] for i in range(batch))
+        # Every other row is cut to a few words, so that padding under the mask is checked as well.
+        cut = (" ".join(text.split()[:5]) if i % 2 else text for i, text in enumerate(chosen))
+        feeds.append(tokens.encode(tuple(cut), length))
+    return feeds
+
+
+def save_arrays(path: Path, arrays: dict[str, npt.NDArray[np.int64]]) -> None:
+    """Write arrays as a compressed .npz (its entries carry no time: the same bytes every time)."""
+    with path.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+
+
+def _full(rows: dict[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
+    if _MASK not in rows:
+        return np.ones(len(rows["input_ids"]), dtype=bool)
+    full: npt.NDArray[np.bool_] = rows[_MASK].all(axis=1)
+    return full
+
+
+def _joined(texts: tuple[str, ...], count: int, seq_len: int) -> tuple[str, ...]:
+    """``count`` long texts, the i-th beginning with text i and going on with its successors."""
+    rows = []
+    for first in range(count):
+        words: list[str] = []
+        following = 0
+        # A word has at least one token; four laps end it where there are hardly any words.
+        while len(words) < seq_len and following < max(4 * len(texts), seq_len):
+            words += texts[(first + following) % len(texts)].split()
+            following += 1
+        rows.append(" ".join(words))
+    return tuple(rows)

@@ -1,0 +1,150 @@
+"""Hugging Face PEFT checkpoints of the LoRA family: LoRA, AdaLoRA, and what trains like them.
+
+IW-LoRA and static LoRA are LoRA at inference; AdaLoRA is P diag(L) Q. peft itself builds, loads
+and merges the modules, so rsLoRA, DoRA and rank patterns come along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from edgebench.adapters import lora
+from edgebench.errors import CheckpointError
+from edgebench.export.base import BaseModel
+from edgebench.export.checkpoint import AdapterCheckpoint
+from edgebench.export.exporter import AdapterFacts, Exporter, Task
+
+_TASKS: dict[str | None, Task] = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "FEATURE_EXTRACTION": "feature-extraction",
+    None: "feature-extraction",
+}
+
+#: What transformers calls a classification head; its last matrix has one row per label.
+_HEADS = {"classifier", "score"}
+
+
+class PeftLora(Exporter):
+    name = "peft_lora"
+
+    def recognises(self, config: Mapping[str, Any]) -> bool:
+        return config.get("peft_type") in {"LORA", "ADALORA"}
+
+    def inspect(self, adapter: AdapterCheckpoint, base: BaseModel) -> AdapterFacts:
+        task = adapter.config.get("task_type")
+        if task not in _TASKS:
+            raise CheckpointError(
+                f"the adapter's task {task} can't be exported yet",
+                where=str(adapter.path),
+                fix="SEQ_CLS, TOKEN_CLS and FEATURE_EXTRACTION can.",
+            )
+        shapes = {name: tensor.shape for name, tensor in adapter.shapes.items()}
+        factors = lora.linear_factors(shapes)
+        if not lora.adapted_modules(shapes):
+            raise CheckpointError("the adapter holds no LoRA factors", where=str(adapter.path))
+        _check_shapes(adapter, base, factors)
+        _check_modules(adapter, base, lora.adapted_modules(shapes))
+        ranks = {factor.rank for factor in factors}
+        replaced = lora.replaced_parameters(shapes)
+        heads = [
+            shape[0]
+            for name, shape in replaced.items()
+            if name.partition(".")[0] in _HEADS and name.endswith(".weight") and len(shape) == 2
+        ]
+        return AdapterFacts(
+            kind=str(adapter.config["peft_type"]).lower(),
+            rank=ranks.pop() if len(ranks) == 1 else None,
+            task=_TASKS[task],
+            num_labels=heads[-1] if heads else None,
+            provides=frozenset(replaced),
+        )
+
+    def attach(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:
+        import peft
+
+        config = peft.PeftConfig.from_pretrained(str(adapter.path))
+        config.inference_mode = True
+        try:
+            attached = peft.get_peft_model(module, config)
+        except ValueError as error:  # peft's answer when no target module is there
+            raise CheckpointError(
+                f"the adapter does not fit the base: {error}", where=str(adapter.path)
+            ) from error
+        try:
+            result = peft.set_peft_model_state_dict(attached, dict(tensors))
+        except RuntimeError as error:  # torch's answer to tensors of another shape
+            raise CheckpointError(
+                f"the adapter does not fit the base: {error}", where=str(adapter.path)
+            ) from error
+        ours = ("lora_", "modules_to_save")
+        lost = [n for n in result.missing_keys if any(mark in n for mark in ours)]
+        lost += list(result.unexpected_keys)
+        if lost:
+            raise CheckpointError(
+                f"the adapter's configuration and weights disagree about {lost[0]}",
+                where=str(adapter.path),
+                fix="Copy the whole checkpoint again.",
+            )
+        return attached
+
+    def lower(self, attached: Any, lowering: Literal["merged", "unmerged"]) -> Any:
+        return attached.merge_and_unload() if lowering == "merged" else attached.get_base_model()
+
+
+def _check_shapes(
+    adapter: AdapterCheckpoint, base: BaseModel, factors: tuple[lora.Factors, ...]
+) -> None:
+    """Compare every factor with the weight that it changes."""
+    name = f'adapter_config.json: base_model "{adapter.base_name}"'
+    fix = "Give its own base with --base, or check the path."
+    wrong = []
+    for factor in factors:
+        weight = _base_weight(base, factor.module)
+        # GPT-2's Conv1D stores its weight transposed, so both orders fit.
+        if weight is not None and sorted(weight) != sorted((factor.d_in, factor.d_out)):
+            wrong.append((factor, weight))
+    for factor, weight in wrong:
+        if weight[-1] == base.hidden_size != factor.d_in:
+            raise CheckpointError(
+                f"the adapter expects hidden size {factor.d_in}, the base has {base.hidden_size}",
+                where=name,
+                fix=fix,
+            )
+    for factor, weight in wrong:
+        raise CheckpointError(
+            f"the adapter's factors on {factor.module} are for a {factor.d_out} x {factor.d_in} "
+            f"weight, the base's is {' x '.join(map(str, weight))}",
+            where=name,
+            fix=fix,
+        )
+
+
+def _check_modules(adapter: AdapterCheckpoint, base: BaseModel, modules: tuple[str, ...]) -> None:
+    missing = [module for module in modules if _base_weight(base, module) is None]
+    if missing:
+        raise CheckpointError(
+            f"the adapter changes {missing[0]}, which the base does not have"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
+            where=f'adapter_config.json: base_model "{adapter.base_name}"',
+            fix="Give its own base with --base, or check the path.",
+        )
+
+
+def _base_weight(base: BaseModel, module: str) -> tuple[int, ...] | None:
+    """The shape of a module's weight in the base's file.
+
+    A checkpoint of the bare encoder stores ``encoder.…`` for what the model with a head calls
+    ``bert.encoder.…``, and the other way round.
+    """
+    names = [f"{module}.weight", f"{module.partition('.')[2]}.weight"]
+    names.append(f"{base.config.get('base_model_prefix', base.architecture)}.{module}.weight")
+    for name in names:
+        if name in base.shapes:
+            return base.shapes[name].shape
+    suffix = f".{names[0]}"
+    return next((t.shape for n, t in base.shapes.items() if n.endswith(suffix)), None)
+
+
+EXPORTER = PeftLora()
