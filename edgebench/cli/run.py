@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,7 @@ from edgebench.cli.output import DeviceNames, Json, Results
 
 if TYPE_CHECKING:
     from edgebench.measure import Outcome
+    from edgebench.results.tables import Tables
 
 
 def register(app: typer.Typer) -> None:
@@ -127,22 +128,33 @@ def raise_failures(outcomes: Sequence[Outcome]) -> None:
                 )
 
 
-def show(ids: list[str], *, results: Path | None, as_json: bool) -> None:
+def show(ids: Sequence[str], *, results: Path | None, as_json: bool) -> None:
     """Print recordings as tables (or JSON) and bring the table files up to date."""
     import edgebench.api
+    from edgebench.results.tables import build
+
+    store = edgebench.api.store(results)
+    # What was just measured is shown in any case; the files leave emulated rows out.
+    tables = build((store.load(id_) for id_ in ids), include_emulated=True)
+    edgebench.api.write_tables(results)
+    print_tables(tables, edgebench.api.results_dir(results) / "tables", as_json=as_json)
+
+
+def print_tables(tables: Tables, directory: Path, *, as_json: bool) -> None:
+    """Tables on stdout, and where their files are."""
     from edgebench.cli.output import console, say_json
     from edgebench.results.show import render, to_records
 
-    store = edgebench.api.store(results)
-    loaded = [store.load(id_) for id_ in ids]
-    edgebench.api.write_tables(results)
     if as_json:
-        records: Any = to_records(loaded)
-        say_json(records)
+        frames = {"latency": tables.latency, "energy": tables.energy, "power": tables.power}
+        say_json({name: to_records(frame) for name, frame in frames.items()})
         return
     output = console()
-    output.print(render(loaded))
-    output.print(f"tables: {edgebench.api.results_dir(results) / 'tables'}")
+    if len(tables.latency):
+        output.print(render(tables))
+    else:
+        output.print("There is no recording yet. Make one with `edgebench run`.")
+    output.print(f"tables: {directory}/{{latency,energy,power}}.{{csv,parquet}}")
 
 
 def parse_share(text: str, option: str) -> float:

@@ -29,20 +29,11 @@ def table(
     Writes results/tables/{latency,energy,power}.{csv,parquet}.
     """
     import edgebench.api
-    from edgebench.cli.output import console, say_json
-    from edgebench.results.show import render, to_records
+    from edgebench.cli.run import print_tables
+    from edgebench.results.tables import build
 
     store = edgebench.api.store(results)
-    edgebench.api.write_tables(results, include_emulated=emulated)
-    loaded = [store.load(id_) for id_ in (runs or store.list())]
-    if not emulated:
-        loaded = [entry for entry in loaded if not entry.recording.device.emulated]
-    if as_json:
-        say_json(to_records(loaded))
-        return
-    output = console()
-    if not loaded:
-        output.print("There is no recording yet. Make one with `edgebench run`.")
-    else:
-        output.print(render(loaded))
-    output.print(f"tables: {edgebench.api.results_dir(results) / 'tables'}")
+    tables = edgebench.api.write_tables(results, include_emulated=emulated)
+    if runs:
+        tables = build((store.load(id_) for id_ in runs), include_emulated=emulated)
+    print_tables(tables, edgebench.api.results_dir(results) / "tables", as_json=as_json)
