@@ -73,9 +73,9 @@ def write(tables: Tables, directory: Path) -> tuple[Path, ...]:
     """
     contents = {}
     for name, columns in TABLES.items():
-        cells = _cells(getattr(tables, name), columns)
-        contents[f"{name}.csv"] = _csv(cells)
-        contents[f"{name}.parquet"] = _parquet(cells, columns)
+        values = cells(getattr(tables, name), columns)
+        contents[f"{name}.csv"] = _csv(values)
+        contents[f"{name}.parquet"] = _parquet(values, columns)
     replace_files(directory, contents)
     return tuple(directory / name for name in contents)
 
@@ -88,25 +88,25 @@ def _frame(found: list[Row], columns: tuple[Column, ...]) -> pd.DataFrame:
     )
 
 
-def _cells(frame: pd.DataFrame, columns: tuple[Column, ...]) -> dict[str, list[Any]]:
+def cells(frame: pd.DataFrame, columns: tuple[Column, ...]) -> dict[str, list[Any]]:
     """Column name -> Python values, None where missing."""
     casts = {"string": str, "float": float, "integer": int, "boolean": bool}
-    cells: dict[str, list[Any]] = {}
+    values: dict[str, list[Any]] = {}
     for column in columns:
         series = frame[column.name]
         present = series.notna()
-        cells[column.name] = [
+        values[column.name] = [
             casts[column.kind](value) if there else None
             for value, there in zip(series, present, strict=True)
         ]
-    return cells
+    return values
 
 
-def _csv(cells: Mapping[str, list[Any]]) -> bytes:
+def _csv(values: Mapping[str, list[Any]]) -> bytes:
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\r\n")
-    writer.writerow(cells)
-    for row in zip(*cells.values(), strict=True):
+    writer.writerow(values)
+    for row in zip(*values.values(), strict=True):
         writer.writerow([_text(value) for value in row])
     return text.getvalue().encode()
 
@@ -119,7 +119,7 @@ def _text(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def _parquet(cells: Mapping[str, list[Any]], columns: tuple[Column, ...]) -> bytes:
+def _parquet(values: Mapping[str, list[Any]], columns: tuple[Column, ...]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -135,5 +135,5 @@ def _parquet(cells: Mapping[str, list[Any]], columns: tuple[Column, ...]) -> byt
     ]
     schema = pa.schema(fields, metadata={"edgebench.schema": SCHEMA})
     sink = io.BytesIO()
-    pq.write_table(pa.table(dict(cells), schema=schema), sink, compression="zstd")
+    pq.write_table(pa.table(dict(values), schema=schema), sink, compression="zstd")
     return sink.getvalue()

@@ -1,0 +1,209 @@
+"""The latency table for people: at a terminal, or as plain text in a file.
+
+A figure is printed to two digits of its uncertainty: ``39.8 ± 2.7``, where ± is the larger side of
+its 99 % interval. p99 has its upper end: ``42.6 (<45.7)``. A figure that was withheld is ``—``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import floor, log10
+from typing import TYPE_CHECKING, Any
+
+from edgebench.reasons import Severity
+from edgebench.results.columns import TABLES
+from edgebench.results.rows import Row
+from edgebench.results.tables import Tables, cells
+from edgebench.verdict import Reason, Status, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+ABSENT = "—"
+_STYLES = {Status.VALID: "green", Status.INVALID: "bold red", Status.UNDECIDED: "yellow"}
+
+
+def render(tables: Tables) -> RenderableType:
+    """One block a recording: its conditions, its rows, ratios, and reasons with what to do next.
+
+    Print it with ``rich.console.Console().print``: without a terminal that is plain text.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    rows = to_records(tables.latency)
+    energy = {row["run_id"]: row for row in to_records(tables.energy)}
+    power = {row["run_id"]: row for row in to_records(tables.power)}
+    blocks: list[RenderableType] = []
+    for identity in dict.fromkeys(row["recording_id"] for row in rows):
+        session = [row for row in rows if row["recording_id"] == identity]
+        measured = [energy[row["run_id"]] | power[row["run_id"]] for row in session]
+        if blocks:
+            blocks.append(Text())
+        blocks.append(_heading(session))
+        blocks.append(_table(session, measured, tables.verdicts))
+        blocks += [Text(line, style="bold") for line in _ratios(session)]
+        blocks += [Text(line, style="dim") for line in _power_lines(measured)]
+        blocks += list(_reasons(session, tables.verdicts))
+    return Group(*blocks) if blocks else Text("no recordings")
+
+
+def to_records(frame: pd.DataFrame) -> list[Row]:
+    """A table's rows as dictionaries that JSON can hold: plain types, None where missing."""
+    columns = next(c for c in TABLES.values() if [each.name for each in c] == list(frame.columns))
+    values = cells(frame, columns)
+    return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+
+def _heading(session: Sequence[Row]) -> Text:
+    from rich.text import Text
+
+    first = session[0]
+    launches = max(row["launches"] for row in session)
+    conditions = [
+        f"device {first['device']}",
+        *(["EMULATED"] if first["emulated"] else []),
+        first["scenario"],
+        f"batch {first['batch']}",
+        f"seq {first['seq_len']}",
+        ("1 launch" if launches == 1 else f"{launches} launches")
+        + (", interleaved" if len(session) > 1 else ""),
+        f"{first['runtime']} {first['runtime_version'] or '(version unknown)'}",
+    ]
+    return Text.assemble(
+        (" · ".join(conditions), "bold"),
+        (f"\n{first['created_at']} · recording {first['recording_id']}", "dim"),
+    )
+
+
+def _table(
+    session: Sequence[Row], measured: Sequence[Row], verdicts: Mapping[str, Verdict]
+) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
+    table.add_column("artifact", overflow="fold")
+    powered = any(row["energy_per_inference_j"] is not None for row in measured)
+    names = [
+        "bits",
+        "MB",
+        "p50 ms",
+        "p99 ms",
+        *(["J/call", "peak W"] if powered else []),
+        "accuracy",
+    ]
+    for name in names:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", overflow="fold")
+    for row, energy in zip(session, measured, strict=True):
+        verdict = verdicts[row["run_id"]]
+        code = f" {verdict.decisive[0].code}" if verdict.decisive else ""
+        table.add_row(
+            row["artifact"],
+            f"{row['storage_bits']} / {row['compute_bits']}",
+            f"{row['artifact_size_mb']:.1f}",
+            plus_minus(row, "latency_p50_ms"),
+            _bounded(row, "latency_p99_ms"),
+            *(
+                [plus_minus(energy, "energy_per_inference_j"), _plain(energy["power_peak_w"])]
+                if powered
+                else []
+            ),
+            plus_minus(row, "accuracy", scale=100, unit=" %"),
+            Text(f"{verdict.status}{code}", style=_STYLES[verdict.status]),
+        )
+    return table
+
+
+def plus_minus(row: Row, name: str, *, scale: float = 1, unit: str = "") -> str:
+    """A figure of a row with the larger side of its interval, to two digits of that."""
+    value, lo, hi = (row[name + end] for end in ("", "_lo", "_hi"))
+    if value is None:
+        return ABSENT
+    if lo is None or hi is None:
+        return f"{value * scale:.4g}{unit} ± ?"
+    half = scale * max(hi - value, value - lo)
+    digits = _decimals(half)
+    return f"{value * scale:.{digits}f} ± {half:.{digits}f}{unit}"
+
+
+def _bounded(row: Row, name: str) -> str:
+    value, hi = row[name], row[f"{name}_hi"]
+    if value is None:
+        return ABSENT
+    if hi is None:
+        return f"{value:.4g}"
+    digits = _decimals(hi - value)
+    return f"{value:.{digits}f} (<{hi:.{digits}f})"
+
+
+def _plain(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3g}"
+
+
+def _decimals(uncertainty: float) -> int:
+    """Decimal places that show two digits of an uncertainty (at most six places)."""
+    if uncertainty <= 0:
+        return 3
+    return min(6, max(0, 1 - floor(log10(uncertainty))))
+
+
+def _ratios(session: Sequence[Row]) -> Iterator[str]:
+    """``against fp32: int8 2.77× ± 0.02 faster``, one line a reference."""
+    by_digest = {row["artifact_digest"]: row for row in session}
+    labels = _labels(session)
+    for digest in dict.fromkeys(row["reference_artifact_digest"] for row in session):
+        parts = []
+        for row in session:
+            ratio = row["speedup_vs_reference"]
+            if row["reference_artifact_digest"] == digest and ratio is not None:
+                text = plus_minus(row, "speedup_vs_reference").replace(" ±", "× ±", 1)
+                lo, hi = row["speedup_vs_reference_lo"], row["speedup_vs_reference_hi"]
+                word = "alike"
+                if lo is not None and lo > 1:
+                    word = "faster"
+                elif hi is not None and hi < 1:
+                    word = "as fast"
+                parts.append(f"{labels[row['run_id']]} {text} {word}")
+        if parts:
+            yield f"against {labels[by_digest[digest]['run_id']]}: {', '.join(parts)}"
+
+
+def _labels(session: Sequence[Row]) -> dict[str, str]:
+    """The shortest name that tells the rows of one session apart: scheme, or artifact."""
+    schemes = [row["scheme"] for row in session]
+    short = len(set(schemes)) == len(schemes)
+    return {row["run_id"]: row["scheme" if short else "artifact"] for row in session}
+
+
+def _power_lines(measured: Sequence[Row]) -> Iterator[str]:
+    for reason in dict.fromkeys(row["reason"] for row in measured if row["reason"]):
+        yield f"no energy, no power: {reason}"
+
+
+def _reasons(session: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Iterator[Text]:
+    """Each reason once, with the rows that it concerns; the gravest first."""
+    from rich.text import Text
+
+    labels = _labels(session)
+    concerned: dict[str, tuple[Reason, list[str]]] = {}
+    for row in session:
+        for reason in verdicts[row["run_id"]].reasons:
+            concerned.setdefault(reason.text, (reason, []))[1].append(labels[row["run_id"]])
+    order = list(Severity)
+    styles: dict[Severity, Any] = {
+        Severity.INVALID: "red",
+        Severity.UNDECIDED: "yellow",
+        Severity.NOTE: "dim",
+    }
+    for reason, names in sorted(concerned.values(), key=lambda item: order.index(item[0].severity)):
+        who = "" if len(names) == len(session) else f"{', '.join(names)}: "
+        yield Text.assemble(
+            (f"{reason.severity} ", styles[reason.severity]),
+            f"{who}{reason.seen}. ",
+            (reason.fix, "dim"),
+        )
