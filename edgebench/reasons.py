@@ -47,6 +47,7 @@ class Code(StrEnum):
     CANCELLED = "cancelled"
     CUT_SHORT = "cut-short"
     ONE_LAUNCH = "one-launch"
+    FEW_LAUNCHES = "few-launches"
     NOT_STEADY = "not-steady"
     STOPPED_BY_TIME = "stopped-by-time"
     P50_SAMPLES = "p50-samples"
@@ -242,6 +243,12 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             "Launches differ three to ten times more than calls within one, so the intervals here "
             "are too narrow for another launch.",
             "Measure 5 launches.",
+        ),
+        Code.FEW_LAUNCHES: Rule(
+            _U,
+            "{count} of {total} launches have counted calls",
+            "The protocol promised more launches; the intervals stand on those that there are.",
+            "See the other reasons, or run it again.",
         ),
         Code.NOT_STEADY: Rule(
             _U,

@@ -142,8 +142,11 @@ def _counts(recording: Recording, mine: Samples, artifact: int) -> Iterator[Reas
     if n == 0:
         yield reason(Code.NOTHING_MEASURED)
         return
-    if np.unique(mine["launch"]).size == 1:
+    count, total = int(np.unique(mine["launch"]).size), recording.protocol.launches
+    if count == 1:
         yield reason(Code.ONE_LAUNCH)
+    elif count < total:
+        yield reason(Code.FEW_LAUNCHES, count=count, total=total)
     withheld = []
     for code, percent in _PERCENTILES.items():
         more = min_samples(percent / 100) - n

@@ -157,6 +157,13 @@ def test_one_launch_is_undecided():
     assert [r.code for r in result.decisive] == [Code.ONE_LAUNCH]
 
 
+def test_fewer_launches_than_the_protocol_promised_is_undecided():
+    recording = make_recording(("fp32", "int8"), launches=5)
+    result = judge(recording, make_samples(4, (40.0, 20.0), rounds=50), make_state(4), 0)
+    assert [r.code for r in result.decisive] == [Code.FEW_LAUNCHES]
+    assert result.decisive[0].seen == "4 of 5 launches have counted calls"
+
+
 def test_a_warm_up_without_a_steady_state_is_undecided_for_that_artifact_alone(samples):
     unsteady = Warmup(calls=500, duration_ns=10 * SECOND, steady=False)
     steady = Warmup(calls=20, duration_ns=SECOND, steady=True)
