@@ -2,9 +2,9 @@
 
 Parameters are the floating-point initialisers of one dimension or more (weights, biases, norms) and
 what quantised weights were made of: planes and scales of ``edgebench`` nodes, and the integers,
-scales and zero points that ONNX Runtime's quantiser names ``<weight>_quantized``, ``<weight>_scale``
-and ``<weight>_zero_point``. Scalars and integer constants (shapes, position ids) are not parameters.
-A tensor that several nodes share counts once.
+scales and zero points that ONNX Runtime's quantiser names ``<weight>_quantized``,
+``<weight>_scale`` and ``<weight>_zero_point``. Scalars and integer constants (shapes, position ids)
+are not parameters. A tensor that several nodes share counts once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx import TensorProto
 
 from edgebench.quantize.functions import DOMAIN
 
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
     TensorProto.FLOAT16: 16,
     TensorProto.BFLOAT16: 16,
@@ -90,7 +90,7 @@ def _three_bit(graph: onnx.GraphProto) -> list[tuple[tuple[str, ...], int]]:
 
 def _integer(tensors: dict[str, TensorProto]) -> list[tuple[tuple[str, ...], int]]:
     """Names of (integers, scales, zero points) and the number of weights."""
-    found = []
+    found: list[tuple[tuple[str, ...], int]] = []
     for name, tensor in tensors.items():
         stem = name.removesuffix(_QUANTIZED)
         if stem != name and stem + _SCALE in tensors:
@@ -111,4 +111,5 @@ def _constants(graph: onnx.GraphProto) -> list[TensorProto]:
 
 
 def _bits(tensor: TensorProto) -> int:
-    return _BITS[tensor.data_type] * math.prod(tensor.dims)
+    dims: list[int] = list(tensor.dims)
+    return _BITS[tensor.data_type] * math.prod(dims)

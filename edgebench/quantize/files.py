@@ -50,16 +50,18 @@ def load(path: Path) -> onnx.ModelProto:
 def save(model: onnx.ModelProto, target: Path) -> None:
     """Write ``target`` (and ``<target>.data`` when the weights are too large for one message).
 
-    The files are written under a temporary name beside the target, and renamed when complete.
+    Notes and metadata on nodes and values are dropped, so equal models are equal bytes. The files
+    are written under a temporary name beside the target, and renamed when complete.
 
     Raises:
         StorageError: the directory cannot be written, or is full.
     """
     data = target.name + ".data"
+    _strip(model)
     try:
         with tempfile.TemporaryDirectory(prefix=".quantize-", dir=target.parent) as directory:
             staged = Path(directory) / target.name
-            if _weight_bytes(model) > INLINE_LIMIT_BYTES:
+            if too_large(model):
                 onnx.save(
                     model,
                     os.fspath(staged),
@@ -68,10 +70,10 @@ def save(model: onnx.ModelProto, target: Path) -> None:
                     location=data,
                     size_threshold=_EXTERNAL_TENSOR_BYTES,
                 )
-                os.replace(staged.with_name(data), target.with_name(data))
+                staged.with_name(data).replace(target.with_name(data))
             else:
                 staged.write_bytes(model.SerializeToString(deterministic=True))
-            os.replace(staged, target)
+            staged.replace(target)
     except (OSError, EncodeError) as error:
         raise StorageError(
             f"the quantised model cannot be written: {error}",
@@ -94,11 +96,15 @@ def scratch(target: Path) -> tempfile.TemporaryDirectory[str]:
         ) from error
 
 
-def size_bytes(path: Path) -> int:
-    """Bytes of an ONNX file and the external data file beside it."""
-    data = path.with_name(path.name + ".data")
-    return path.stat().st_size + (data.stat().st_size if data.exists() else 0)
+def too_large(model: onnx.ModelProto) -> bool:
+    """Whether the weights need a file of their own."""
+    total: int = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+    return total > INLINE_LIMIT_BYTES
 
 
-def _weight_bytes(model: onnx.ModelProto) -> int:
-    return sum(tensor.ByteSize() for tensor in model.graph.initializer)
+def _strip(model: onnx.ModelProto) -> None:
+    """Drop what exporters note beside the computation: stack traces name this machine's paths."""
+    model.doc_string = model.graph.doc_string = ""
+    for item in (*model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        item.doc_string = ""
+        del item.metadata_props[:]

@@ -5,10 +5,10 @@ A block w of B consecutive weights of a row becomes s (c_1 .. c_B), c_k in -4..3
     E(s) = sum_k (w_k - s round_clip(w_k / s))^2
 
 is small. E has many local minima, so it is searched: candidates s = f w* / -4, where w* is the
-block's weight of largest magnitude *with its sign*, are tried for a few f around 1, each followed by
-one step of the closed form for fixed codes, s = sum(w c) / sum(c c). A signed scale lets the longer
-negative side of the codes serve whichever side of the block is longer: on MiniLM's weights it
-lowers the squared error by a fifth against positive scales.
+block's weight of largest magnitude *with its sign*, are tried for a few f around 1, each followed
+by one step of the closed form for fixed codes, s = sum(w c) / sum(c c). A signed scale lets the
+longer negative side of the codes serve whichever side of the block is longer: on MiniLM's weights
+it lowers the squared error by a fifth against positive scales.
 
 f < 1 clips the largest weight to gain resolution for the others (clipping as in Banner et al. 2019,
 arXiv:1810.05723; here by search, not under a distribution's assumption). No activation is looked
@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 
 from edgebench.quantize.packing import HIGHEST, LOWEST
 
-# The best f lies within these for 99 % of MiniLM's blocks; more candidates gain under 1 % of error.
+# On MiniLM these leave a relative squared error of 2.7 % (tables) and 2.8 % (matrices); eighteen
+# candidates in steps of 0.05 take half a percent off that, and twice the time.
 _FRACTIONS = (0.6, 0.7, 0.8, 0.9, 1.0, -1.0, -0.85, 1.15)
 
 # Rows are taken in slices of about this many weights: the temporaries then stay in the L2 cache.
@@ -64,11 +65,13 @@ def dequantize(
 def _fit_blocks(
     w: NDArray[np.float32],
 ) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    peak = np.take_along_axis(w, np.abs(w).argmax(axis=1)[:, None], axis=1)[:, 0]
+    peak: NDArray[np.float32] = np.take_along_axis(w, np.abs(w).argmax(axis=1)[:, None], axis=1)[
+        :, 0
+    ]
     best_error = np.full(len(w), np.inf, np.float32)
     best = np.zeros(len(w), np.float32)
     for fraction in _FRACTIONS:
-        c = _round(w, fraction * peak / LOWEST)
+        c = _round(w, peak * np.float32(fraction / LOWEST))
         wc = np.einsum("bk,bk->b", w, c)
         cc = np.einsum("bk,bk->b", c, c)
         scale = np.divide(wc, cc, out=np.zeros_like(wc), where=cc > 0)

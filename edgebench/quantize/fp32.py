@@ -1,4 +1,4 @@
-"""The model as it was exported: fp32 weights, written afresh so that equal models are equal files."""
+"""The model as exported, in fp32, written afresh so that equal models are equal files."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from edgebench.artifact import Quantization
 from edgebench.quantize import bits, files
+from edgebench.quantize.graph import Graph
 
 if TYPE_CHECKING:
     from edgebench.quantize import Progress
@@ -16,6 +17,7 @@ def convert(source: Path, target: Path, progress: Progress) -> Quantization:
     """Copy ``source`` to ``target``; see ``edgebench.quantize.quantize``."""
     progress("reading the model", None)
     model = files.load(source)
+    Graph(model).check_finite()
     counted = bits.count(model)
     progress("writing", 0.5)
     files.save(model, target)

@@ -1,13 +1,13 @@
 """Finding the weights of an ONNX graph, and replacing nodes and initialisers.
 
-A *weight* is a floating-point initialiser that a MatMul or Gemm multiplies from the right, or that a
-Gather looks rows up in. Exporters hide some behind an Identity (TorchScript, for equal tensors) or a
-Transpose (tied heads); both are looked through. Subgraphs of If, Loop and Scan are left as they are.
+A *weight* is a floating-point initialiser that a MatMul or Gemm multiplies from the right, or that
+a Gather looks rows up in. Exporters hide some behind an Identity (TorchScript, for equal tensors)
+or a Transpose (tied heads); both are looked through. Subgraphs of If, Loop and Scan are left as
+they are.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -19,16 +19,21 @@ from onnx import numpy_helper
 
 from edgebench.errors import InputError
 
-# LoRA's common ranks, and the classes of a classification head, are at most this wide. Such
-# matrices hold under 1 % of the weights, and they carry what was trained: they stay in fp32.
+# A factor of a low-rank branch, or a classification head, has one side of at most NARROW (LoRA's
+# common ranks are 4 to 64) and is more than SLENDER times longer than wide (a feed-forward block's
+# matrices are four times). Such matrices hold few weights, and they carry what was trained.
 NARROW = 64
+SLENDER = 4
 
 # A look-up table with fewer rows than this is as small as a bias (token types: 2 rows).
-FEW_ROWS = 64
+FEW_ROWS = 32
 
 DEFAULT_DOMAINS = ("", "ai.onnx")
 
 Kind = Literal["MatMul", "Gemm", "Gather"]
+
+# Which input the weight is.
+_PLACES = {"MatMul": 1, "Gemm": 1, "Gather": 0}
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,11 @@ class Weight:
 
     @property
     def narrow(self) -> bool:
+        """Whether it stays in fp32 whatever the scheme: adapters' factors, heads, tiny tables."""
         if self.kind == "Gather":
-            return self.n < FEW_ROWS or self.k <= NARROW
-        return min(self.n, self.k) <= NARROW
+            return self.n < FEW_ROWS
+        short, long = sorted((self.n, self.k))
+        return short <= NARROW and long > SLENDER * short
 
 
 class Graph:
@@ -83,29 +90,52 @@ class Graph:
         """Every use of a matrix weight, in the order of the nodes."""
         found = []
         for index, node in enumerate(self.proto.node):
-            if node.domain not in DEFAULT_DOMAINS:
-                continue
             weight = self._weight(index, node)
             if weight is not None:
                 found.append(weight)
         return found
 
     def rows(self, weight: Weight) -> NDArray[np.float32]:
-        """The weight as fp32 [n, k].
-
-        Raises:
-            InputError: it holds NaN or infinity.
-        """
+        """The weight as fp32 [n, k]."""
         array = numpy_helper.to_array(self.initializers[weight.initializer])
         array = np.asarray(array, np.float32)
-        bad = array.size - int(np.isfinite(array).sum())
-        if bad:
-            raise InputError(
-                f"the weight {weight.initializer!r} holds {bad} values that are NaN or infinite",
-                where=f"node {self.proto.node[weight.node].name!r}",
-                fix="Train or convert the checkpoint again; nothing was written.",
-            )
         return np.ascontiguousarray(array.T if weight.transposed else array)
+
+    def check_finite(self) -> None:
+        """Refuse a model with broken weights.
+
+        Raises:
+            InputError: a matrix or table holds NaN or infinity; the message names it.
+        """
+        for name in dict.fromkeys(weight.initializer for weight in self.weights()):
+            array = numpy_helper.to_array(self.initializers[name])
+            bad = array.size - int(np.isfinite(array).sum())
+            if bad:
+                raise InputError(
+                    f"the weight {name!r} holds {bad} values that are NaN or infinite",
+                    where=f"{array.shape[0]} x {array.shape[1]}",
+                    fix="Train or convert the checkpoint again; nothing was written.",
+                )
+
+    def expose(self) -> None:
+        """Let every MatMul, Gemm and Gather read its weight itself, not behind a view of it.
+
+        For quantisers that look for an initialiser and see through neither Identity nor Transpose.
+        """
+        added: dict[str, onnx.TensorProto] = {}
+        for weight in self.weights():
+            node = self.proto.node[weight.node]
+            place = _PLACES[weight.kind]
+            if node.input[place] == weight.initializer:
+                continue
+            name = weight.initializer
+            if self._source(node.input[place])[1]:
+                name = f"{weight.initializer}.transposed"
+                if name not in added:
+                    array = numpy_helper.to_array(self.initializers[weight.initializer])
+                    added[name] = numpy_helper.from_array(np.ascontiguousarray(array.T), name)
+            node.input[place] = name
+        self.replace({}, list(added.values()))
 
     def unique(self, name: str) -> str:
         """A value name that the graph does not use yet: ``name``, or with a number after it."""
@@ -135,29 +165,17 @@ class Graph:
             self.__dict__.pop(cached, None)
 
     def _weight(self, index: int, node: onnx.NodeProto) -> Weight | None:
-        if node.op_type == "MatMul":
-            place, flip = 1, True
-        elif node.op_type == "Gemm":
-            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-            if attributes.get("transA", 0) or attributes.get("alpha", 1.0) != 1.0:
-                return None
-            if len(node.input) > 2 and node.input[2] and attributes.get("beta", 1.0) != 1.0:
-                return None
-            place, flip = 1, not attributes.get("transB", 0)
-        elif node.op_type == "Gather":
-            if any(a.name == "axis" and a.i != 0 for a in node.attribute):
-                return None
-            place, flip = 0, False
-        else:
+        place = _PLACES.get(node.op_type)
+        if place is None or node.domain not in DEFAULT_DOMAINS or not _plain(node):
             return None
         name, turned = self._source(node.input[place])
         tensor = self.initializers.get(name)
         if tensor is None or name in self._inputs or len(tensor.dims) != 2:
             return None
-        if tensor.data_type not in (onnx.TensorProto.FLOAT,):
+        if tensor.data_type != onnx.TensorProto.FLOAT:
             return None
-        transposed = flip != turned
-        n, k = (tensor.dims[1], tensor.dims[0]) if transposed else (tensor.dims[0], tensor.dims[1])
+        transposed = turned != (node.op_type != "Gather" and not _attribute(node, "transB", 0))
+        n, k = reversed(tensor.dims) if transposed else tensor.dims
         kind: Kind = node.op_type  # type: ignore[assignment]
         return Weight(index, kind, name, transposed, n, k)
 
@@ -177,9 +195,23 @@ class Graph:
         return name, turned
 
 
-def uses(weights: list[Weight]) -> Counter[str]:
-    """How many uses each initialiser has."""
-    return Counter(weight.initializer for weight in weights)
+def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    """A number that a node has as an attribute."""
+    for attribute in node.attribute:
+        if attribute.name == name:
+            return float(onnx.helper.get_attribute_value(attribute))
+    return default
+
+
+def _plain(node: onnx.NodeProto) -> bool:
+    """Whether a node computes X W, X W + C or a look-up of rows, and nothing more."""
+    biased = len(node.input) > 2 and node.input[2]
+    return (
+        not _attribute(node, "transA", 0)
+        and _attribute(node, "alpha", 1.0) == 1.0
+        and (not biased or _attribute(node, "beta", 1.0) == 1.0)
+        and _attribute(node, "axis", 0) == 0
+    )
 
 
 def _read(nodes: list[onnx.NodeProto]) -> set[str]:

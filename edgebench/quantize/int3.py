@@ -8,6 +8,10 @@ with its own 4-bit kernel, on values that are exactly these.
 
 Narrow matrices (LoRA factors of rank <= 64, classification heads, token types) stay in fp32, and so
 does a matrix whose row length would push it over 3.5 bits with every block size.
+
+What this plain rounding costs MiniLM, cosine of 200 news articles' embeddings against fp32: tables
+alone .996, matrices alone .881, both .876; blocks of 64 .855, of 128 .848. One linear classifier on
+those embeddings: 94.5 %, fp32 96.7 %.
 """
 
 from __future__ import annotations
@@ -35,8 +39,9 @@ BLOCK_SIZES = (32, 64, 128, 256)
 MOST_BITS = 3.5
 """Stored bits a weight, scales included."""
 
-# ONNX Runtime: onnxruntime_session_options_config_keys.h says "If not provided, default is 4", and 4
-# is int8 activations (MatMulNBits, attribute accuracy_level). Named, so that it stays what it is.
+# Accuracy level 4 is int8 activations (MatMulNBits, attribute accuracy_level), and what ONNX
+# Runtime takes when nothing is said (onnxruntime_session_options_config_keys.h). Where the CPU has
+# no such kernel it computes in fp32. Named here so that activation_bits does not hang on a default.
 SESSION_OPTIONS = {"session.qdq_matmulnbits_accuracy_level": "4"}
 
 _OLDEST_OPSET = 13
@@ -73,6 +78,7 @@ def convert(
     progress("reading the model", None)
     model = _at_opset(files.load(source), source)
     graph = Graph(model)
+    graph.check_finite()
     chosen = {w.node: (w, b) for w in graph.weights() if (b := _block(w, block_size)) is not None}
     if not chosen:
         raise InputError(
@@ -134,17 +140,16 @@ def _planes(graph: Graph, weight: Weight, block: int) -> list[onnx.TensorProto]:
     codes, scales = fit(graph.rows(weight), block)
     low, high = pack(codes)
     stem = weight.initializer
-    arrays = {"low": low, "high": high, "scales": scales}
     return [
-        numpy_helper.from_array(array, graph.unique(f"{stem}.{part}"))
-        for part, array in arrays.items()
+        numpy_helper.from_array(low, graph.unique(f"{stem}.low")),
+        numpy_helper.from_array(high, graph.unique(f"{stem}.high")),
+        numpy_helper.from_array(scales, graph.unique(f"{stem}.scales")),
     ]
 
 
 def _nodes(graph: Graph, weight: Weight, block: int, planes: list[str]) -> list[onnx.NodeProto]:
     """The node of ours for one use of a weight; for a Gemm with a bias, and the addition."""
     node = graph.proto.node[weight.node]
-    attributes = {"K": weight.k, "N": weight.n, "block_size": block}
     gather = weight.kind == "Gather"
     made = helper.make_node(
         functions.GATHER if gather else functions.MATMUL,
@@ -152,7 +157,9 @@ def _nodes(graph: Graph, weight: Weight, block: int, planes: list[str]) -> list[
         list(node.output),
         name=node.name,
         domain=functions.DOMAIN,
-        **attributes,
+        K=weight.k,
+        N=weight.n,
+        block_size=block,
     )
     if weight.kind != "Gemm" or len(node.input) < 3 or not node.input[2]:
         return [made]
@@ -178,6 +185,10 @@ def _at_opset(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
         )
     if opset.version >= functions.OPSET:
         return model
+    if opset.version == functions.OPSET - 1 and not _uses(model.graph, "GroupNormalization"):
+        # Opset 21 adds types to operators of opset 20, and changes the meaning of this one alone.
+        opset.version = functions.OPSET
+        return model
     try:
         return onnx.version_converter.convert_version(model, functions.OPSET)
     except (RuntimeError, ValueError) as error:
@@ -188,17 +199,25 @@ def _at_opset(model: onnx.ModelProto, source: Path) -> onnx.ModelProto:
         ) from error
 
 
+def _uses(graph: onnx.GraphProto, op_type: str) -> bool:
+    """Whether a node of this type stands in the graph or in a subgraph of it."""
+    return any(
+        node.op_type == op_type
+        or any(_uses(sub, op_type) for a in node.attribute for sub in (a.g, *a.graphs))
+        for node in graph.node
+    )
+
+
 def _details(model: onnx.ModelProto, blocks: list[int]) -> dict[str, Any]:
     """What the manifest says beyond its fixed members."""
-    kept = [weight for weight in Graph(model).weights()]
     ours = [node.op_type for node in model.graph.node if node.domain == functions.DOMAIN]
     return {
         "block_sizes": blocks,
         "scale_type": "float16",
-        "fit": "per-block signed scale, searched for least squared error",
+        "fit": "signed scale a block, searched for least squared error",
         "matmuls": ours.count(functions.MATMUL),
         "gathers": ours.count(functions.GATHER),
-        "kept_fp32": sorted({weight.initializer for weight in kept}),
+        "kept_fp32": sorted({weight.initializer for weight in Graph(model).weights()}),
         "compute_kernel": "com.microsoft::MatMulNBits, 4 bits, fused at load",
         "session_options": dict(SESSION_OPTIONS),
     }
