@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
     from edgebench.measure import Outcome, RunOptions
+    from edgebench.provision import Setup
     from edgebench.recording import Recording
     from edgebench.results.api import Results
     from edgebench.results.store import Store
     from edgebench.results.tables import Tables
+    from edgebench.transport.known_hosts import HostKey
 
 
 def export_adapter(
@@ -156,6 +158,27 @@ def diagnose(device: str = "local") -> Report:
     from edgebench.doctor import examine
 
     return asyncio.run(examine(load(device, Workspace.find())))
+
+
+def accept_host_keys(device: str, accept: Callable[[HostKey], bool]) -> tuple[str, ...]:
+    """Ask about every unknown host key on the way to a device; see ``edgebench.provision``."""
+    from edgebench.device import load
+    from edgebench.provision import accept_host_keys as ask
+
+    return ask(load(device, Workspace.find()), accept)
+
+
+def setup(
+    device: str,
+    *,
+    reinstall: bool = False,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> Setup:
+    """Install the runtime on a device whose host key is known; see ``edgebench.provision``."""
+    from edgebench.device import load
+    from edgebench.provision import setup as provision
+
+    return provision(load(device, Workspace.find()), reinstall=reinstall, report=report)
 
 
 def load_results(path: str | Path | None = None) -> Results:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import edgebench
-from edgebench.cli import devices, doctor, export, resume, run, table
+from edgebench.cli import devices, doctor, export, resume, run, setup, table
 from edgebench.errors import EdgebenchError, Interrupted
 
 EPILOG = (
@@ -48,7 +48,7 @@ def _options(
     pass
 
 
-for module in (export, run, resume, table, devices, doctor):
+for module in (export, run, resume, table, devices, doctor, setup):
     module.register(app)
 
 

@@ -1,4 +1,4 @@
-"""What commands share: JSON for machines, tables for people, progress on everything that takes time.
+"""What commands share: JSON for machines, tables for people, progress on what takes time.
 
 Results go to stdout, progress to stderr, so that a pipe gets the results alone.
 """
@@ -66,7 +66,7 @@ def progress() -> Iterator[Update]:
 
         def plain(text: str, share: float | None = None, /) -> None:
             nonlocal said
-            step = text.split(" · ")[0]
+            step = text.split(" · ", maxsplit=1)[0]
             if step != said:
                 said = step
                 typer.echo(f"  {text}", err=True)

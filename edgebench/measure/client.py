@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgebench.agent.agent import PROTOCOL, SENTINEL
-from edgebench.errors import DeviceBusyError, DeviceError, InputError, LinkError
+from edgebench.errors import DeviceBusyError, DeviceError, InputError
 from edgebench.recording import Clock
-from edgebench.transport.base import Channel
+from edgebench.transport.base import Channel, LinkLostError
 
 #: A device that has not begun to answer by then has no working Python (seconds).
 START_TIMEOUT_S = 30.0
@@ -30,10 +30,6 @@ class AgentFailure(DeviceError):
         self.code = str(error.get("code", "unknown"))
         self.more = error
         super().__init__(str(error.get("message", "the agent gave no reason")), where=where)
-
-
-class ConnectionLost(LinkError):
-    """The channel to the agent closed while something was expected from it."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +79,8 @@ class AgentClient:
             if text.startswith(SENTINEL + " "):
                 return int(text.split()[1])
             noise = (noise + line)[-1000:]
-        said = noise.decode("utf-8", "replace").strip().splitlines()
+        words = noise.decode("utf-8", "replace") + "\n" + self._channel.last_words
+        said = words.strip().splitlines()
         raise DeviceError(
             "the agent did not start" + (f": {said[-1]}" if said else ""),
             where=self._device,
@@ -110,15 +107,15 @@ class AgentClient:
             self._replies.clear()
             self._events.put_nowait(None)
 
-    def _lost(self) -> ConnectionLost:
-        return ConnectionLost("the connection to the device was lost", where=self._device)
+    def _lost(self) -> LinkLostError:
+        return LinkLostError("the connection to the device was lost", where=self._device)
 
     async def request(self, op: str, **arguments: Any) -> dict[str, Any]:
         """Send one request and wait for its reply.
 
         Raises:
             AgentFailure: the agent refused it.
-            ConnectionLost: the channel closed.
+            LinkLostError: the channel closed.
         """
         if self._reader is None or self._reader.done():
             raise self._lost()
@@ -134,23 +131,23 @@ class AgentClient:
             raise self._lost() from error
         document = await reply
         if "error" in document:
-            error = document["error"]
-            if error.get("code") == "busy":
-                raise DeviceBusyError(_busy(error.get("holder") or {}), where=self._device)
-            if error.get("code") == "disk-full":
+            refusal = document["error"]
+            if refusal.get("code") == "busy":
+                raise DeviceBusyError(_busy(refusal.get("holder") or {}), where=self._device)
+            if refusal.get("code") == "disk-full":
                 raise DeviceError(
-                    f"the device's disk is full: {error['message']}",
+                    f"the device's disk is full: {refusal['message']}",
                     where=self._device,
                     fix="Free some space there, then run again.",
                 )
-            raise AgentFailure(error, where=self._device)
+            raise AgentFailure(refusal, where=self._device)
         return document
 
     async def follow(self, run: str, offset: int = 0) -> AsyncIterator[dict[str, Any] | Ended]:
         """The run's events from a byte offset of its log, closed by one Ended.
 
         Raises:
-            ConnectionLost: the channel closed before the run ended.
+            LinkLostError: the channel closed before the run ended.
         """
         await self.request("follow", run=run, offset=offset)
         while True:

@@ -17,40 +17,17 @@ from typing import Any
 from edgebench.agent import agent as agent_module
 from edgebench.artifact import Artifact, sha256_file
 from edgebench.device import Device
-from edgebench.errors import DeviceError
+from edgebench.errors import DeviceError, LinkError
 from edgebench.measure.client import AgentClient
 from edgebench.transport.base import Transport
 
 AGENT_PATH = Path(agent_module.__file__)
 
 
-def remote_root(device: Device) -> str:
-    """The agent's root as a path for commands and SFTP, which both start in the home directory.
-
-    Nothing expands a tilde in a quoted argument list, so "~/" is simply left out.
-    """
-    root = device.agent.root
-    if root == "~":
-        return "."
-    return root.removeprefix("~/").rstrip("/") or "/"
-
-
-def remote_agent(device: Device) -> str:
+async def remote_agent(transport: Transport, device: Device) -> str:
     """Where this version's agent stands on the device."""
-    return f"{remote_root(device)}/agents/{sha256_file(AGENT_PATH)}.py"
-
-
-def agent_command(device: Device) -> list[str]:
-    """The command that serves on the device."""
-    return [
-        device.runtime.python or "python3",
-        remote_agent(device),
-        "serve",
-        "--root",
-        device.agent.root,
-        "--lock",
-        device.agent.lock,
-    ]
+    root = await transport.expand(device.agent.root)
+    return f"{root.rstrip('/')}/agents/{sha256_file(AGENT_PATH)}.py"
 
 
 async def start_remote_agent(transport: Transport, device: Device) -> AgentClient:
@@ -61,24 +38,28 @@ async def start_remote_agent(transport: Transport, device: Device) -> AgentClien
     Raises:
         DeviceError: no Python there, or the agent does not start.
     """
+    path = await remote_agent(transport, device)
     try:
-        return await _try_agent(transport, device)
+        return await _try_agent(transport, device, path)
+    except LinkError:
+        raise
     except DeviceError as error:
-        path = remote_agent(device)
-        there = await transport.run(["test", "-s", path])
-        if there.returncode == 0:
+        if await transport.exists(path):
             await _explain(transport, device, error)
-    await make_directory(transport, device, path.rsplit("/", 1)[0])
     await transport.put(AGENT_PATH, path)
     try:
-        return await _try_agent(transport, device)
+        return await _try_agent(transport, device, path)
+    except LinkError:
+        raise
     except DeviceError as error:
         await _explain(transport, device, error)
-        raise AssertionError("unreachable") from error
+        raise
 
 
-async def _try_agent(transport: Transport, device: Device) -> AgentClient:
-    client = AgentClient(await transport.open(agent_command(device)), device.id)
+async def _try_agent(transport: Transport, device: Device, path: str) -> AgentClient:
+    argv = [device.runtime.python or "python3", path, "serve"]
+    argv += ["--root", device.agent.root, "--lock", device.agent.lock]
+    client = AgentClient(await transport.open(argv), device.id)
     try:
         await client.start()
     except BaseException:
@@ -107,22 +88,6 @@ async def _explain(transport: Transport, device: Device, error: DeviceError) -> 
             fix="Install a newer Python there and name it as runtime.python in the profile.",
         ) from error
     raise error
-
-
-async def make_directory(transport: Transport, device: Device, path: str) -> None:
-    """``mkdir -p`` there.
-
-    Raises:
-        DeviceError: it can't be made (a full disk, no permission).
-    """
-    made = await transport.run(["mkdir", "-p", path])
-    if made.returncode:
-        reason = made.stderr.decode("utf-8", "replace").strip()
-        raise DeviceError(
-            f"can't make {path} on the device: {reason}",
-            where=transport.describe(),
-            fix="Choose another agent.root in the profile, or free some space there.",
-        )
 
 
 async def send_artifacts(

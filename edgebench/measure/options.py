@@ -124,8 +124,7 @@ def build_protocol(
     # A run that stops making progress is ended by its deadline; an honest one never comes near.
     deadline = options.deadline_s or (
         600.0 * len(artifacts)
-        + options.launches
-        * (options.max_duration_s + len(artifacts) * options.warmup_max_s + 60.0)
+        + options.launches * (options.max_duration_s + len(artifacts) * options.warmup_max_s + 60.0)
         + (limits.cooldown_max_s * options.launches if limits.cooldown_c is not None else 0.0)
     )
     return Protocol(

@@ -26,7 +26,6 @@ from edgebench.artifact import Artifact, sha256_file
 from edgebench.device import Device
 from edgebench.errors import (
     DeviceBusyError,
-    DeviceError,
     EdgebenchError,
     Interrupted,
     LinkError,
@@ -308,9 +307,7 @@ async def _collect(session: Session, run_id: str, store: Store, report: Reporter
     return (await asyncio.to_thread(store.load, run_id)).recording
 
 
-def resume(
-    device: Device, store: Store, *, report: Reporter | None = None
-) -> list[Recording]:
+def resume(device: Device, store: Store, *, report: Reporter | None = None) -> list[Recording]:
     """Pick up every run that this user left on a device, waiting for those still under way.
 
     Raises:

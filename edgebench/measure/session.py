@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-import os
 import platform
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgebench.artifact import canonical_json
@@ -121,7 +121,7 @@ def local_agent_command(device: Device) -> list[str]:
     """The agent of this machine: the package's own file, under this interpreter."""
     python = device.runtime.python or sys.executable
     return [
-        os.path.expanduser(python),
+        str(Path(python).expanduser()),
         str(AGENT_PATH),
         "serve",
         "--root",

@@ -1,0 +1,257 @@
+"""``edgebench setup``: make a device ready, once.
+
+    show and accept host keys - send the agent - runtime there? - fetch wheels here - send - unpack
+
+The runtime goes into the agent's own directory (``~/.edgebench/site/…``) and touches nothing else
+on the device, so removing that directory undoes it. Wheels come from this host, by pip's own
+resolution for the device's Python and C library: the device needs neither internet nor pip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgebench.artifact import sha256_file
+from edgebench.device import Device, SshSpec
+from edgebench.errors import DeviceError, StorageError
+from edgebench.measure.session import open_session
+from edgebench.transport.base import Transport
+from edgebench.transport.known_hosts import HostKey
+from edgebench.workspace import ensure_dir
+
+Reporter = Callable[[dict[str, Any]], None]
+
+#: What the worker imports; pip adds what these need.
+REQUIREMENTS = ("numpy", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What a set-up found and did. ``installed``: wheels that were unpacked there, now."""
+
+    device: str
+    installed: tuple[str, ...]
+    versions: dict[str, str]
+    providers: tuple[str, ...]
+
+
+def accept_host_keys(device: Device, accept: Callable[[HostKey], bool]) -> tuple[str, ...]:
+    """Show every host key on the way there that nobody has accepted yet, jump hosts first.
+
+    Args:
+        accept: answers whether a person has compared the key's fingerprint and takes it; the key
+            is then remembered in the user's known_hosts.
+
+    Returns:
+        "host fingerprint" of each key that was accepted now.
+
+    Raises:
+        DeviceError: unreachable, a key was not accepted, or one has changed (never mended here).
+    """
+    device.require_usable()
+    return asyncio.run(_accept_keys(device, accept))
+
+
+def setup(device: Device, *, reinstall: bool = False, report: Reporter | None = None) -> Setup:
+    """Install the runtime on a device whose host key is known.
+
+    Args:
+        reinstall: install it even where one is there.
+
+    Raises:
+        DeviceError: unreachable, no wheels for it, or it stays without a working runtime.
+    """
+    device.require_usable()
+    return asyncio.run(_setup(device, reinstall, report or (lambda event: None)))
+
+
+async def _setup(device: Device, reinstall: bool, report: Reporter) -> Setup:
+    report({"event": "step", "text": "connecting"})
+    async with open_session(device) as session:
+        session.check_identity()
+        offered = await session.client.request("provider")
+        wheels: Sequence[Path] = ()
+        if "missing" in offered or reinstall:
+            report({"event": "step", "text": "fetching wheels for the device"})
+            wheels = await asyncio.to_thread(fetch_wheels, session.identity, session.versions)
+            await _install(session.transport, session.hello["root"], device, wheels, report)
+    if wheels:
+        async with open_session(device) as session:
+            offered = await session.client.request("provider")
+    if "missing" in offered:
+        raise DeviceError(
+            f"the runtime was installed, but does not start: {offered['missing']}",
+            where=device.id,
+            fix=f"Read {device.docs}." if device.docs else "",
+        )
+    return Setup(
+        device=device.id,
+        installed=tuple(path.name for path in wheels),
+        versions={**session.versions, "onnxruntime": offered["runtime"]["version"]},
+        providers=tuple(offered["runtime"]["providers"]),
+    )
+
+
+async def _accept_keys(device: Device, accept: Callable[[HostKey], bool]) -> tuple[str, ...]:
+    if not isinstance(device.transport, SshSpec):
+        return ()
+    from edgebench.transport.ssh import SshTransport
+
+    transport = SshTransport(device.transport, device.id)
+    accepted: list[str] = []
+    while (key := await transport.fetch_host_key()) is not None:
+        if not accept(key):
+            raise DeviceError(
+                f"the host key of {key.host} was not accepted ({key.fingerprint})",
+                where=device.id,
+                fix="Compare it with `ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub` run on the "
+                "device itself, then run setup again.",
+            )
+        transport.trust_host_key(key)
+        accepted.append(f"{key.host} {key.fingerprint}")
+    return tuple(accepted)
+
+
+def wheel_platforms(identity: dict[str, Any]) -> list[str]:
+    """pip's platform tags for a device, the newest first.
+
+    Every manylinux_2_N up to the device's glibc fits (PEP 600); pip wants each of them by name.
+
+    Raises:
+        DeviceError: there are no wheels for such a system (Android, musl).
+    """
+    arch, system = identity["arch"], identity["system"]
+    if system == "Darwin":
+        return [
+            f"macosx_{major}_0_{kind}"
+            for major in range(15, 10, -1)
+            for kind in (arch, "universal2")
+        ]
+    found = re.match(r"glibc 2\.(\d+)", identity["libc"] or "")
+    if system != "Linux" or found is None:
+        raise DeviceError(
+            f"there are no ONNX Runtime wheels for {system} with {identity['libc'] or 'this libc'}",
+            where=identity["hostname"] or "the device",
+            fix="Install it with the device's own package manager (Termux: pkg install "
+            "python-onnxruntime), then run setup again.",
+        )
+    newest = int(found[1])
+    tags = [f"manylinux_2_{minor}_{arch}" for minor in range(newest, 16, -1)]
+    return [*tags, f"manylinux2014_{arch}"]
+
+
+def fetch_wheels(identity: dict[str, Any], versions: dict[str, str]) -> list[Path]:
+    """Wheels of the runtime and what it needs, for the device's Python and C library.
+
+    Kept in this user's cache by what they were asked for, so a second device asks nobody.
+
+    Raises:
+        DeviceError: pip finds none.
+        StorageError: the cache can't be written.
+    """
+    python = ".".join(versions["python"].split(".")[:2])
+    platforms = wheel_platforms(identity)
+    question = "\n".join([python, *platforms, *REQUIREMENTS, _runtime_bound()])
+    key = hashlib.sha256(question.encode()).hexdigest()[:16]
+    target = ensure_dir(_cache_dir() / "wheels" / f"{identity['arch']}-cp{python}-{key}")
+    done = target / ".complete"
+    if not done.exists():
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--dest",
+            str(target),
+            "--disable-pip-version-check",
+            "--only-binary=:all:",
+            "--implementation",
+            "cp",
+            "--python-version",
+            python,
+        ]
+        for platform in platforms:
+            command += ["--platform", platform]
+        command += ["numpy", _runtime_bound()]
+        try:
+            subprocess.run(command, check=True, capture_output=True, text=True)
+        except subprocess.CalledProcessError as error:
+            lines = [line for line in error.stderr.splitlines() if line.startswith("ERROR")]
+            raise DeviceError(
+                f"pip finds no wheels for Python {python} on {identity['arch']}: "
+                f"{lines[-1] if lines else error.stderr.strip()[-300:]}",
+                where=identity["hostname"] or "the device",
+                fix="Install onnxruntime there by hand, or use a Python that has wheels.",
+            ) from error
+        except OSError as error:
+            raise StorageError(f"pip can't be run: {error}", where=sys.executable) from error
+        done.touch()
+    return sorted(target.glob("*.whl"))
+
+
+def _runtime_bound() -> str:
+    """Not newer than this host's: an artifact that was checked here must be readable there."""
+    from importlib.metadata import version
+
+    return f"onnxruntime<={version('onnxruntime')}"
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "edgebench"
+
+
+async def _install(
+    transport: Transport, root: str, device: Device, wheels: Sequence[Path], report: Reporter
+) -> None:
+    """Send wheels and unpack them beside what is there; the last step makes them current."""
+    digests = [sha256_file(wheel) for wheel in wheels]
+    site = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
+    python = device.runtime.python or "python3"
+    sent = []
+    for number, (wheel, digest) in enumerate(zip(wheels, digests, strict=True)):
+        remote = f"{root}/wheels/{digest}.whl"
+        report({"event": "step", "text": f"sending {wheel.name}", "share": number / len(wheels)})
+        if not await transport.exists(remote):
+            await transport.put(wheel, remote)
+        sent.append(remote)
+    report({"event": "step", "text": "unpacking on the device"})
+    done = await transport.run([python, "-c", _UNPACK, root, site, *sent])
+    if done.returncode:
+        reason = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise DeviceError(
+            f"the runtime can't be unpacked there: {reason[-1] if reason else 'no reason given'}",
+            where=device.id,
+            fix="Free some space there (about 150 MB), then run setup again.",
+        )
+
+
+#: Runs on the device, under its Python: unpack into a new directory, rename it, then switch over.
+_UNPACK = """
+import os, shutil, sys, zipfile
+root, site, wheels = sys.argv[1], sys.argv[2], sys.argv[3:]
+base = os.path.join(root, "site")
+target, new = os.path.join(base, site), os.path.join(base, ".new-%d" % os.getpid())
+try:
+    if not os.path.isdir(target):
+        os.makedirs(new)
+        for wheel in wheels:
+            with zipfile.ZipFile(wheel) as archive:
+                archive.extractall(new)
+        os.rename(new, target)
+    link = os.path.join(base, ".link-%d" % os.getpid())
+    os.symlink(site, link)
+    os.replace(link, os.path.join(base, "active"))
+finally:
+    shutil.rmtree(new, ignore_errors=True)
+"""
