@@ -149,10 +149,7 @@ def mean_over_launches(
     """Mean latency with Student's t interval over the logarithms of the launch means.
 
     The value is the mean of the launch means: a launch with more samples weighs no more. With one
-    launch: Student's t over its samples, which takes them for independent.
-
-    Returns:
-        None without samples.
+    launch: Student's t over its samples, taken for independent. None without samples.
     """
     values = _positive(durations)
     groups = _split(values, _same_shape(launch, values))
@@ -177,8 +174,7 @@ def mean_over_launches(
 def throughput(mean: Estimate, batch: int, *, units_per_second: float = 1e9) -> Estimate:
     """Samples a second: batch · units_per_second / mean latency of one call.
 
-    Args:
-        mean: mean duration of one call. units_per_second: of its unit (1e9 for nanoseconds).
+    ``mean`` is in a unit of which a second has ``units_per_second`` (1e9: nanoseconds).
     """
     scale = batch * units_per_second
     lo = scale / mean.hi  # zero where the latency is unbounded

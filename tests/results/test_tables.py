@@ -27,10 +27,10 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("results")
     store = Store(root / "runs")
     store.write(make_recording(), make_samples(), make_state())
-    store.write(
-        make_recording(("fp32", "int8")), make_samples(3, (9.0, 4.0), seed=1), make_state(3)
-    )
-    store.write(make_recording(("int8",)), make_samples(1, (5.0,), rounds=5), [])
+    three = make_recording(("fp32", "int8"), launches=3)
+    store.write(three, make_samples(3, (9.0, 4.0), seed=1), make_state(3))
+    one = make_recording(("int8",), launches=1)
+    store.write(one, make_samples(1, (5.0,), rounds=5), [])
     return root
 
 
