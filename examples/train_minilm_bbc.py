@@ -31,7 +31,9 @@ SEED = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "minilm-bbc")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
@@ -66,7 +68,10 @@ def main() -> None:
     started = time.monotonic()
     for step, steps, loss in fit(model, train, arguments):
         if step % 20 == 0 or step == steps:
-            print(f"step {step}/{steps}  loss {loss:.3f}  {time.monotonic() - started:.0f} s", flush=True)
+            print(
+                f"step {step}/{steps}  loss {loss:.3f}  {time.monotonic() - started:.0f} s",
+                flush=True,
+            )
     after = accuracy(model, held_out, arguments.batch_size)
     save(model, arguments.out)
     print(f"held-out accuracy {before:.4f} before, {after:.4f} after, n = {len(split.held_out)}")

@@ -73,7 +73,7 @@ class PeftLora(Exporter):
                 f"the adapter does not fit the base: {error}", where=str(adapter.path)
             ) from error
         try:
-            result = peft.set_peft_model_state_dict(attached, dict(tensors))
+            result: Any = peft.set_peft_model_state_dict(attached, dict(tensors))
         except RuntimeError as error:  # torch's answer to tensors of another shape
             raise CheckpointError(
                 f"the adapter does not fit the base: {error}", where=str(adapter.path)

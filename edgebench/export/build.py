@@ -86,7 +86,7 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
         tensors = load_tensors(plan.adapter.weights, "adapter")
         refuse_non_finite(tensors, "adapter", plan.adapter.path)
         attached = plan.found.exporter.attach(plan.adapter, tensors, module).eval()
-    report("tokenising", _BUILDING + 0.05)
+    report("tokenising", _BUILDING + 0.02)
     texts = plan.data.texts if plan.data else TEXTS
     source = plan.data.source if plan.data else f"edgebench's own {len(TEXTS)} sentences"
     timing = timing_inputs(tokens, texts, request.seq_len, source)
@@ -95,6 +95,7 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
         evaluation = {**tokens.encode(texts, request.seq_len), "labels": plan.truth}
     feeds = parity_feeds(tokens, timing, texts)
     output = OUTPUTS[plan.task]
+    report("running PyTorch for reference", _BUILDING + 0.03)
     # The reference is taken before lowering: merging changes the module in place.
     expected = reference(forward_module(attached, tokens.names, output), feeds)
     report("exporting the graph", _LOWERING)
@@ -129,7 +130,7 @@ def _scheme(
     report("quantising", 0.0)
     quantization = quantize(traced.graph, target, scheme, progress=report)
     report("comparing with PyTorch", 0.5)
-    parity = _parity(plan, traced, target, scheme)
+    parity = _parity(plan, traced, target, quantization)
     report("writing", 0.9)
     save_arrays(directory / _INPUTS, traced.timing.arrays)
     if traced.evaluation is not None:
@@ -173,13 +174,19 @@ def _scheme(
     return nouns.write_manifest(directory, manifest)
 
 
-def _parity(plan: Plan, traced: _Traced, graph: Path, scheme: str) -> nouns.Parity:
+def _parity(
+    plan: Plan, traced: _Traced, graph: Path, quantization: nouns.Quantization
+) -> nouns.Parity:
     """Compare with PyTorch; fp32 must agree, a quantised graph's error is recorded.
+
+    The graph runs as it will be measured: with the session options that its scheme names.
 
     Raises:
         ExportError: fp32 is off by more than ``FP32_TOLERANCE``.
     """
-    outputs = run_graph(graph, traced.feeds, scheme, outputs=None)
+    scheme = quantization.scheme
+    asked = quantization.details.get("session_options", {})
+    outputs = run_graph(graph, traced.feeds, scheme, session_options=asked)
     actual = [named[0] for named in outputs]
     if any(a.shape != e.shape for a, e in zip(actual, traced.expected, strict=True)):
         raise ExportError(
@@ -206,8 +213,9 @@ def _parity(plan: Plan, traced: _Traced, graph: Path, scheme: str) -> nouns.Pari
 
 
 def _example(feeds: list[Feed]) -> Feed:
-    """Two rows of 17 tokens from the first feed: both axes at least 2, and unlike each other."""
-    return {name: np.ascontiguousarray(a[:2, : min(17, a.shape[1])]) for name, a in feeds[0].items()}
+    """Two rows of 17 tokens from the longest feed: both axes at least 2, and unlike each other."""
+    rows = max(feeds, key=lambda feed: next(iter(feed.values())).size)
+    return {name: np.ascontiguousarray(array[:2, :17]) for name, array in rows.items()}
 
 
 def _load(file: Path) -> Any:

@@ -44,10 +44,10 @@ def save(model: Any, target: Path) -> None:
     """Write a model; the weights of a large one go to ``<target>.data``."""
     import onnx
 
-    large = model.ByteSize() > _ONE_FILE_BYTES
-    onnx.save(
-        model, str(target), save_as_external_data=large, location=target.name + ".data"
-    ) if large else target.write_bytes(model.SerializeToString(deterministic=True))
+    if model.ByteSize() > _ONE_FILE_BYTES:
+        onnx.save(model, str(target), save_as_external_data=True, location=target.name + ".data")
+    else:
+        target.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def signature(model: Any) -> Signature:

@@ -142,8 +142,7 @@ def save_arrays(path: Path, arrays: dict[str, npt.NDArray[np.int64]]) -> None:
 def _full(rows: dict[str, npt.NDArray[np.int64]]) -> npt.NDArray[np.bool_]:
     if _MASK not in rows:
         return np.ones(len(rows["input_ids"]), dtype=bool)
-    full: npt.NDArray[np.bool_] = rows[_MASK].all(axis=1)
-    return full
+    return np.asarray(rows[_MASK].all(axis=1))
 
 
 def _joined(texts: tuple[str, ...], count: int, seq_len: int) -> tuple[str, ...]:

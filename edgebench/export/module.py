@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import warnings
@@ -137,9 +138,7 @@ def quiet() -> Iterator[None]:
     import torch.onnx  # noqa: F401
     import transformers  # noqa: F401
 
-    names = ("transformers", "torch.onnx", "torch.export", "onnxscript", "onnx_ir", "peft")
-    names += ("optimum", "onnxruntime")
-    loggers = [logging.getLogger(name) for name in names]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)
@@ -160,9 +159,20 @@ def quiet() -> Iterator[None]:
             bars.enable_progress_bar()
 
 
+_LOGGERS = (
+    "transformers",
+    "torch.onnx",
+    "torch.export",
+    "onnxscript",
+    "onnx_ir",
+    "peft",
+    "optimum",
+)
+
+
 def _progress_bars() -> Any | None:
     """Switch transformers' bars off; what must switch them on again, or None if they were off."""
-    from transformers.utils import logging as bars
+    bars: Any = importlib.import_module("transformers.utils.logging")
 
     if not bars.is_progress_bar_enabled():
         return None

@@ -67,7 +67,8 @@ def _cosine(p: Array, q: Array) -> Array:
     product = (p * q).sum(axis=1)
     # Two zero vectors point the same way; one zero vector points nowhere.
     same = np.where((p == q).all(axis=1), 1.0, 0.0)
-    return np.clip(np.divide(product, norms, out=same, where=norms > 0), -1, 1)
+    cosine: Array = np.clip(np.divide(product, norms, out=same, where=norms > 0), -1, 1)
+    return cosine
 
 
 def _kl(p: Array, q: Array) -> Array:

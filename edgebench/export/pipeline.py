@@ -6,8 +6,8 @@ once; each scheme then has its own hidden directory until its parity with PyTorc
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,7 @@ def export(request: ExportRequest, progress: Progress | None = None) -> list[Art
     artifacts = cache.find(request.out, plan.key, request.quants)
     missing = tuple(scheme for scheme in request.quants if scheme not in artifacts)
     if missing:
+        _require_libraries()
         # Imported here: it pulls in nothing heavy itself, but belongs to the slow half.
         from edgebench.export import build
 
@@ -171,6 +172,18 @@ def directory_name(plan: Plan, manifest: nouns.Manifest) -> str:
     if plan.lowering != "merged":
         parts.insert(1, plan.lowering)
     return "-".join(parts)
+
+
+def _require_libraries() -> None:
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"exporting needs {', '.join(missing)}, which this environment does not have",
+            fix="pip install 'edgebench[export]' (on this machine; devices need none of it).",
+        )
+
+
+_LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime")
 
 
 def _read_base(request: ExportRequest, adapter: AdapterCheckpoint | None) -> BaseModel:

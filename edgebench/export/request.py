@@ -25,8 +25,8 @@ class ExportRequest:
     Attributes:
         out: directory that receives one artifact directory per scheme.
         adapter: PEFT checkpoint directory; None exports the base alone (lowering "base").
-        base: base model: a directory, ``package:<import name>/<folder>``, or a model id in the local
-            Hugging Face cache. May be None where ``adapter_config.json`` names one of these.
+        base: base model: a directory, ``package:<import name>/<folder>``, or a model id in the
+            local Hugging Face cache. May be None where ``adapter_config.json`` names one of these.
             Nothing is ever downloaded.
         quants: names of schemes (``edgebench.quantize.SCHEMES``), each once.
         lowering: "merged" folds the adapter into the base's weights; "unmerged" keeps its branch.

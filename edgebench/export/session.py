@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,11 @@ from edgebench.export.module import Feed
 
 
 def run_graph(
-    model: Path | bytes, feeds: Sequence[Feed], what: str, outputs: Sequence[str] | None = None
+    model: Path | bytes,
+    feeds: Sequence[Feed],
+    what: str,
+    outputs: Sequence[str] | None = None,
+    session_options: Mapping[str, str] | None = None,
 ) -> list[list[npt.NDArray[np.float32]]]:
     """The outputs for each feed.
 
@@ -23,6 +27,7 @@ def run_graph(
         feeds: arrays by input name; names that the graph does not have are left out.
         what: the artifact, for messages.
         outputs: names of outputs; None means all.
+        session_options: the runtime's configuration entries that the scheme asks for.
 
     Raises:
         ExportError: the runtime refuses the graph, fails on it, or gives NaN or infinity.
@@ -30,25 +35,23 @@ def run_graph(
     import onnxruntime
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-    failures = tuple(
-        value
-        for value in vars(state).values()
-        if isinstance(value, type) and issubclass(value, Exception)
-    )
+    # The runtime's own exceptions have no common base but Exception.
+    own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+    failures: tuple[type[Exception], ...] = (RuntimeError, ValueError, *own)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal only: what goes wrong comes back as an exception
-    # One thread: results don't depend on how many cores are there, nor on what else runs.
-    options.intra_op_num_threads = 1
+    # All cores: the CPU provider's results are the same, bit for bit, with one thread or several.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in (session_options or {}).items():
+        options.add_session_config_entry(key, value)
     source: Any = model if isinstance(model, bytes) else str(model)
     try:
-        session = onnxruntime.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"]
-        )
+        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         names = {value.name for value in session.get_inputs()}
         results = [
             session.run(outputs, {n: a for n, a in feed.items() if n in names}) for feed in feeds
         ]
-    except (*failures, RuntimeError, ValueError) as error:
+    except failures as error:
         raise ExportError(
             f"ONNX Runtime {onnxruntime.__version__} can't run the {what} graph: "
             f"{str(error).strip().partition(chr(10))[0][:300]}"

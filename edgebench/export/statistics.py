@@ -205,4 +205,4 @@ def _bits(tensor: Any) -> int:
     each = _SUB_BYTE.get(kind)
     if each is None:
         each = 8 * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return math.prod(tensor.dims) * each
+    return int(math.prod(tensor.dims) * each)

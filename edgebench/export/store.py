@@ -81,7 +81,7 @@ def publish(built: Path, target: Path) -> Artifact:
     built.chmod(0o777 & ~_umask())
     while True:
         try:
-            os.rename(built, target)
+            built.rename(target)
             _fsync(target.parent)
             return Artifact.load(target)
         except OSError as error:
@@ -102,7 +102,7 @@ def write_atomically(file: Path, content: bytes) -> None:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
-        os.replace(name, file)
+        Path(name).replace(file)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
@@ -111,7 +111,7 @@ def write_atomically(file: Path, content: bytes) -> None:
 def _discard(directory: Path) -> None:
     """Rename away, then remove, so that no half-removed artifact is ever visible."""
     holder = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=directory.parent))
-    os.rename(directory, holder / "damaged")
+    directory.rename(holder / "damaged")
     shutil.rmtree(holder, ignore_errors=True)
 
 
