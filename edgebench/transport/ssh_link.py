@@ -173,12 +173,11 @@ async def _extend(
         # A key that needs a passphrase may be held by an agent.
         "ignore_encrypted": True,
     }
-    if target.identity_file is not None:
-        arguments["client_keys"] = [str(Path(target.identity_file).expanduser())]
     where = _label(target.user, target.host, target.port)
     with told(where):
+        # Only to read the configuration; the keys are loaded once, for the connection itself.
         options = await asyncssh.SSHClientConnectionOptions.construct(
-            host=target.host, config=config, **arguments
+            host=target.host, config=config, client_keys=None, **arguments
         )
     jump = target.jump or (options.tunnel if isinstance(options.tunnel, str) else None)
     if not link.hops and jump:
@@ -199,11 +198,31 @@ async def _extend(
             target.host,
             options=options,
             config=None,
+            client_keys=_keys(options, target.identity_file, where),
             known_hosts=verifier,
             tunnel=tunnel,
             client_factory=lambda: guard,
         )
     link.hops.append(connection)
+
+
+def _keys(
+    options: asyncssh.SSHClientConnectionOptions, identity_file: str | None, where: str
+) -> Any:
+    """The private keys to try; () leaves it to the default ones.
+
+    As ssh does, an IdentityFile of the configuration that does not exist is passed over. One that
+    the profile names must be there.
+    """
+    if identity_file is not None:
+        path = Path(identity_file).expanduser()
+        if not path.is_file():
+            raise LoginRefusedError(
+                f"there is no private key {path}", where=where, fix="Correct `identity_file`."
+            )
+        return [str(path)]
+    named = cast("list[str]", options.config.get("IdentityFile", []))
+    return [name for name in named if Path(name).expanduser().is_file()] or ()
 
 
 def _hop(text: str) -> _Target:

@@ -125,6 +125,12 @@ def told(
     except TimeoutError:
         raise  # the whole way has one time limit, which says so
     except OSError as error:
+        if error.filename is not None:
+            raise LoginRefusedError(
+                f"can't read {error.filename}: {error.strerror}",
+                where=where,
+                fix="Check its rights.",
+            ) from error
         raise UnreachableError(
             f"can't connect: {error.strerror or error}",
             where=where,

@@ -124,7 +124,8 @@ class Sshd:
         return found
 
     def signal(self, number: signal.Signals) -> None:
-        for pid in reversed(self.processes()):
+        # Parents first: a command that dies before its server would be reported by it.
+        for pid in self.processes():
             try:
                 os.kill(pid, number)
             except ProcessLookupError:
