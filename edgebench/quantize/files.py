@@ -75,11 +75,7 @@ def save(model: onnx.ModelProto, target: Path) -> None:
                 staged.write_bytes(model.SerializeToString(deterministic=True))
             staged.replace(target)
     except (OSError, EncodeError) as error:
-        raise StorageError(
-            f"the quantised model cannot be written: {error}",
-            where=str(target),
-            fix="Free space, or choose another directory.",
-        ) from error
+        raise unwritable(target, error) from error
 
 
 def scratch(target: Path) -> tempfile.TemporaryDirectory[str]:
@@ -91,9 +87,16 @@ def scratch(target: Path) -> tempfile.TemporaryDirectory[str]:
     try:
         return tempfile.TemporaryDirectory(prefix=".quantize-", dir=target.parent)
     except OSError as error:
-        raise StorageError(
-            f"the quantised model cannot be written: {error}", where=str(target)
-        ) from error
+        raise unwritable(target, error) from error
+
+
+def unwritable(target: Path, error: Exception) -> StorageError:
+    """The sentence for a disk that is full, or a directory that cannot be written."""
+    return StorageError(
+        f"the quantised model cannot be written: {error}",
+        where=str(target),
+        fix="Free space, or choose another directory.",
+    )
 
 
 def too_large(model: onnx.ModelProto) -> bool:

@@ -26,6 +26,9 @@ from edgebench.quantize.packing import HIGHEST, LOWEST
 # candidates in steps of 0.05 take half a percent off that, and twice the time.
 _FRACTIONS = (0.6, 0.7, 0.8, 0.9, 1.0, -1.0, -0.85, 1.15)
 
+# Half of fp16's smallest number.
+_ROUNDS_TO_ZERO = 2.0**-25
+
 # Rows are taken in slices of about this many weights: the temporaries then stay in the L2 cache.
 _SLICE = 1 << 16
 
@@ -36,7 +39,7 @@ def fit(
     """Codes [N, K] in -4..3 and scales [N, ceil(K / block_size)] for weights [N, K].
 
     Blocks run along K; the last one may be short. The codes are those for the scales as stored
-    (fp16). A block of zeros has scale 0.
+    (fp16). A block of zeros has scale 0; one whose scale is beyond fp16 has scale inf, codes 0.
     """
     n, k = weights.shape
     blocks = -(-k // block_size)
@@ -80,13 +83,15 @@ def _fit_blocks(
         better = error < best_error
         best_error[better] = error[better]
         best[better] = scale[better]
-    stored = best.astype(np.float16)
+    with np.errstate(over="ignore"):
+        stored = best.astype(np.float16)
     return _round(w, stored.astype(np.float32)).astype(np.int8), stored
 
 
 def _round(w: NDArray[np.float32], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """round_clip(w / s), 0 where s is 0."""
-    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=scale != 0)
+    """round_clip(w / s), 0 where s is 0 in fp16."""
+    stored = (np.abs(scale) > _ROUNDS_TO_ZERO) & np.isfinite(scale)
+    inverse = np.divide(1, scale, out=np.zeros_like(scale), where=stored)
     c = w * inverse[:, None]
     np.rint(c, out=c)
     np.clip(c, LOWEST, HIGHEST, out=c)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -138,6 +139,12 @@ def _rewrite(graph: Graph, chosen: dict[int, tuple[Weight, int]], progress: Prog
 
 def _planes(graph: Graph, weight: Weight, block: int) -> list[onnx.TensorProto]:
     codes, scales = fit(graph.rows(weight), block)
+    if not np.isfinite(scales).all():
+        raise InputError(
+            f"the weight {weight.initializer!r} is too large for fp16 scales",
+            where="int3",
+            fix="Train or convert the checkpoint again; nothing was written.",
+        )
     low, high = pack(codes)
     stem = weight.initializer
     return [
