@@ -115,7 +115,7 @@ def _few(percentile: str, needed: int) -> Rule:
         f"{percentile} needs {{more}} more samples ({{n}} of {needed})",
         f"Below {needed} samples no sample bounds {percentile} at 99 % confidence, one slow call "
         "allowed, so the figure is withheld.",
-        "Ask for more samples a launch, or for more launches.",
+        f"Give it more --max-duration or --launches, and --min-count {needed} or more.",
     )
 
 
@@ -242,7 +242,7 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             "only one launch was measured",
             "Launches differ three to ten times more than calls within one, so the intervals here "
             "are too narrow for another launch.",
-            "Measure 5 launches.",
+            "Measure again with --launches 5.",
         ),
         Code.FEW_LAUNCHES: Rule(
             _U,
@@ -260,7 +260,7 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             _U,
             "time was up in {count} of {total} launches: {what}",
             "The stop rule that the protocol promised was not met.",
-            "Allow more time a launch, or a wider interval.",
+            "Give it more --max-duration, or be content with a wider --precision.",
         ),
         Code.P50_SAMPLES: _few("p50", 11),
         Code.P90_SAMPLES: _few("p90", 64),
@@ -277,7 +277,7 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             _N,
             "withheld, and not asked for: {what}",
             "The samples are too few to bound these percentiles at 99 % confidence.",
-            "Ask for them when measuring, if you need them.",
+            "Ask for them with --percentile when measuring, if you need them.",
         ),
         Code.THROTTLED_SINCE_BOOT: Rule(
             _N,
@@ -295,7 +295,7 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             _N,
             "accuracy was not measured",
             "A fast artifact that answers wrongly is no gain.",
-            "Export with labelled data, and run without leaving accuracy out.",
+            "Export with labelled data, and measure with --accuracy all.",
         ),
         Code.STATE_UNKNOWN: Rule(
             _N,

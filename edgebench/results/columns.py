@@ -43,7 +43,7 @@ _RUN = [
     Column("device", "string", "", "name of the device profile"),
     Column("device_fingerprint_digest", "string", "", "digest of what decides its performance"),
     Column("emulated", "boolean", "", "the device was emulated: not a real figure"),
-    Column("artifact", "string", "", "the artifact's name"),
+    Column("artifact", "string", "", "the artifact's name, lowering if not merged, and scheme"),
     Column("artifact_digest", "string", "", "SHA-256 of its manifest, which covers its files"),
 ]
 _VERDICT = [

@@ -39,7 +39,7 @@ def rows(loaded: Loaded, index: int) -> tuple[Row, Row, Row, Verdict]:
     recording = loaded.recording
     verdict = judge(recording, loaded.samples, loaded.state, index)
     manifests = [_manifest(loaded, entry) for entry in recording.artifacts]
-    common = {**_run(recording, index), **_verdict(verdict)}
+    common = {**_run(recording, index, manifests[index]), **_verdict(verdict)}
     latency = {
         **common,
         **_artifact(recording.artifacts[index], manifests[index]),
@@ -58,7 +58,13 @@ def rows(loaded: Loaded, index: int) -> tuple[Row, Row, Row, Verdict]:
     )
 
 
-def _run(recording: Recording, index: int) -> Row:
+def artifact_label(manifest: Manifest) -> str:
+    """``<name>[-<lowering>]-<scheme>``, the artifact's directory name without its digest."""
+    special = [manifest.lowering] if manifest.lowering != "merged" else []
+    return "-".join([manifest.name, *special, manifest.quantization.scheme])
+
+
+def _run(recording: Recording, index: int, manifest: Manifest) -> Row:
     entry = recording.artifacts[index]
     return {
         "run_id": f"{recording.id}-{index}",
@@ -67,7 +73,7 @@ def _run(recording: Recording, index: int) -> Row:
         "device": recording.device.name,
         "device_fingerprint_digest": recording.device.fingerprint_digest,
         "emulated": recording.device.emulated,
-        "artifact": entry.name,
+        "artifact": artifact_label(manifest),
         "artifact_digest": entry.digest,
     }
 

@@ -174,10 +174,11 @@ def _ratios(session: Sequence[Row]) -> Iterator[str]:
 
 
 def _labels(session: Sequence[Row]) -> dict[str, str]:
-    """The shortest name that tells the rows of one session apart: scheme, or artifact."""
-    schemes = [row["scheme"] for row in session]
-    short = len(set(schemes)) == len(schemes)
-    return {row["run_id"]: row["scheme" if short else "artifact"] for row in session}
+    """The shortest name that tells the rows of one session apart: scheme, artifact, or digest."""
+    for column in ("scheme", "artifact"):
+        if len({row[column] for row in session}) == len(session):
+            return {row["run_id"]: row[column] for row in session}
+    return {row["run_id"]: f"{row['artifact']} {row['artifact_digest'][-8:]}" for row in session}
 
 
 def _power_lines(measured: Sequence[Row]) -> Iterator[str]:

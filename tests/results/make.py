@@ -46,7 +46,7 @@ def make_manifest(scheme: str = "int8", *, adapter: str = "minilm-bbc") -> Manif
     return seal(
         Manifest(
             schema="edgebench.artifact/1",
-            name=f"{adapter}-{scheme}",
+            name=adapter,
             task="sequence-classification",
             base=Base(
                 name="minilm",

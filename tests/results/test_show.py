@@ -97,3 +97,20 @@ def test_records_are_json_with_nulls(tables):
         assert list(records[0]) == list(frame.columns)
     assert to_records(tables.latency)[3]["latency_p99_ms"] is None
     assert to_records(tables.power)[0]["power_peak_w"] is None
+
+
+def test_rows_that_share_a_scheme_are_told_apart(tmp_path):
+    store = Store(tmp_path)
+    recording = make_recording(("fp32", "int8"))
+    entries = [
+        entry.model_copy(
+            update={
+                "digest": f"sha256:{lowering}",
+                "manifest": {**recording.artifacts[1].manifest, "lowering": lowering},
+            }
+        )
+        for lowering, entry in zip(("merged", "unmerged"), recording.artifacts, strict=True)
+    ]
+    store.write(recording.model_copy(update={"artifacts": entries}), make_samples(), make_state())
+    text = shown(build(store.load_all()[0]))
+    assert "against minilm-bbc-int8: minilm-bbc-unmerged-int8" in text
