@@ -124,8 +124,8 @@ class Launch(_Part):
     error: str | None = None
     started_ns: int
     ended_ns: int
-    #: By artifact index, as in Recording.artifacts.
-    load_ns: list[int] = Field(default_factory=list)
+    #: By artifact index, as in Recording.artifacts; None for one that this launch did not load.
+    load_ns: list[int | None] = Field(default_factory=list)
     warmup: list[Warmup | None] = Field(default_factory=list)
     #: What ended it: "enough" (all conditions met) or "time" (max_duration_s).
     stopped_by: Literal["enough", "time"] | None = None

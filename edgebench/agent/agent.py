@@ -33,6 +33,8 @@ import errno
 import fcntl
 import gc
 import glob
+import hashlib
+import io
 import json
 import math
 import os
@@ -48,6 +50,15 @@ import tempfile
 import threading
 import time
 import traceback
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, Mapping, TextIO
+
+if TYPE_CHECKING:
+    from random import Random
+
+    import numpy as np
+    import numpy.typing as npt
+
+    Ints = npt.NDArray[np.int64]
 
 PROTOCOL = 1
 SENTINEL = "EDGEBENCH-AGENT"
@@ -61,6 +72,16 @@ Z99 = 2.5758293035489004
 
 #: Kept free on the device's disk so that a full disk can still be reported.
 RESERVE_BYTES = 64 * 1024
+#: A worker's exit status when the disk is full (errno ENOSPC on Linux).
+EXIT_DISK_FULL = 28
+
+#: Where the kernel tells about the device; tests put trees of their own here.
+PROC = "/proc"
+SYS = "/sys"
+
+#: A JSON object.
+Document = Dict[str, Any]
+Report = Callable[[Document], None]
 
 clock = time.perf_counter_ns
 
@@ -68,7 +89,7 @@ clock = time.perf_counter_ns
 class AgentError(Exception):
     """A failure with a code for the host and a sentence for people."""
 
-    def __init__(self, code, message, **more):
+    def __init__(self, code: str, message: str, **more: Any) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
@@ -78,16 +99,17 @@ class AgentError(Exception):
 # ---------------------------------------------------------------- files
 
 
-def read_text(path):
+def read_text(path: str) -> str | None:
     """The stripped text of a small file, or None where it can't be read."""
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
-            return stream.read().replace("\0", "").strip()
+            return stream.read().strip("\0 \t\r\n")
     except OSError:
         return None
 
 
-def read_int(path):
+def read_int(path: str) -> int | None:
+    """The number in a small file, or None where there is none to read."""
     text = read_text(path)
     try:
         return int(text) if text is not None else None
@@ -95,126 +117,145 @@ def read_int(path):
         return None
 
 
-def write_json(path, document):
+def find(pattern: str, path: str) -> str | None:
+    """The first group of a pattern at the beginning of a line of a file, or None."""
+    match = re.search(pattern, read_text(path) or "", re.MULTILINE)
+    return match.group(1) if match else None
+
+
+def find_int(pattern: str, path: str) -> int | None:
+    """The same, as a number."""
+    text = find(pattern, path)
+    return int(text) if text is not None else None
+
+
+def kib(number: int | None) -> int | None:
+    """Bytes of a number of KiB, as /proc counts memory."""
+    return number * 1024 if number is not None else None
+
+
+def write_json(path: str, document: Document) -> None:
     """Write a file so that it is there whole or not at all."""
-    temporary = "%s.tmp-%d" % (path, os.getpid())
-    with open(temporary, "w", encoding="utf-8") as stream:
-        json.dump(document, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
+    temporary = f"{path}.tmp-{os.getpid()}"
+    try:
+        with open(temporary, "w", encoding="utf-8") as stream:
+            json.dump(document, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
 
 
-def read_json(path):
+def read_json(path: str) -> Document:
+    """A document that ``write_json`` wrote."""
     with open(path, encoding="utf-8") as stream:
-        return json.load(stream)
+        document: Document = json.load(stream)
+        return document
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether a failure means that there is no room left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 # ---------------------------------------------------------------- identity and state
 
 
-def boot_id():
-    return read_text("/proc/sys/kernel/random/boot_id")
-
-
-def machine_model():
-    """The device's own name for itself: device tree (Pi, Jetson), DMI (PC) or sysctl (Mac)."""
-    for path in ("/proc/device-tree/model", "/sys/firmware/devicetree/base/model"):
-        text = read_text(path)
-        if text:
-            return text
-    vendor = read_text("/sys/class/dmi/id/sys_vendor")
-    product = read_text("/sys/class/dmi/id/product_name")
-    if vendor or product:
-        return " ".join(part for part in (vendor, product) if part)
-    if sys.platform == "darwin":
-        return command_output(["sysctl", "-n", "hw.model"])
-    getprop = command_output(["getprop", "ro.product.model"]) if shutil.which("getprop") else None
-    return getprop or None
-
-
-def cpu_model():
-    text = read_text("/proc/cpuinfo") or ""
-    for key in ("model name", "Hardware", "CPU part", "Processor"):
-        match = re.search(r"^%s\s*:\s*(.+)$" % re.escape(key), text, re.MULTILINE)
-        if match:
-            return match.group(1).strip()
-    if sys.platform == "darwin":
-        return command_output(["sysctl", "-n", "machdep.cpu.brand_string"])
-    return platform.processor() or None
-
-
-def command_output(argv):
-    """First line that a small local command prints, or None where it isn't there or fails."""
+def command_output(argv: list[str]) -> str | None:
+    """What a small local command prints, or None where it isn't there or fails."""
     try:
-        done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5)
+        done = subprocess.run(
+            argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=5, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.decode("utf-8", "replace").strip() if done.returncode == 0 else None
 
 
-def emulation():
-    """The name of the emulator that this process runs under, or None.
-
-    qemu-user fakes /proc/self but not its parent's command line; a whole machine under software
-    emulation shows a virt machine model on a CPU without a hypervisor flag, which can't be told
-    from KVM on Arm, so both are named.
-    """
-    pid = os.getppid()
-    for _ in range(16):
-        line = read_text("/proc/%d/cmdline" % pid) or ""
-        link = ""
-        with contextlib.suppress(OSError):
-            link = os.readlink("/proc/%d/exe" % pid)
-        match = re.search(r"(qemu-(?!ga\b|system)[a-z0-9_]+)", link + " " + line[:200])
-        if match:
-            return match.group(1)
-        status = read_text("/proc/%d/status" % pid) or ""
-        parent = re.search(r"^PPid:\s*(\d+)", status, re.MULTILINE)
-        if not parent or int(parent.group(1)) < 1:
-            break
-        pid = int(parent.group(1))
-    if os.environ.get("QEMU_CPU"):
-        return "qemu-user"
-    kernel = read_text("/proc/version") or ""
-    if platform.machine() in ("aarch64", "armv7l") and re.search(r"amd64|x86_64", kernel):
-        return "qemu-user"
-    if (machine_model() or "").startswith("linux,dummy-virt"):
-        return "virt"
+def machine_model() -> str | None:
+    """The device's own name for itself: device tree (Pi, Jetson), DMI (PC), sysctl (Mac) or
+    getprop (Android)."""
+    for path in (PROC + "/device-tree/model", SYS + "/firmware/devicetree/base/model"):
+        text = read_text(path)
+        if text:
+            return text
+    names = [read_text(f"{SYS}/class/dmi/id/{name}") for name in ("sys_vendor", "product_name")]
+    if any(names):
+        return " ".join(name for name in names if name)
+    if sys.platform == "darwin":
+        return command_output(["sysctl", "-n", "hw.model"])
+    if shutil.which("getprop"):
+        return command_output(["getprop", "ro.product.model"]) or None
     return None
 
 
-def memory_total_bytes():
-    match = re.search(r"^MemTotal:\s*(\d+) kB", read_text("/proc/meminfo") or "", re.MULTILINE)
-    if match:
-        return int(match.group(1)) * 1024
+def cpu_model() -> str | None:
+    """The CPU's name as the kernel says it."""
+    for key in ("model name", "Hardware", "CPU part", "Processor"):
+        found = find(rf"^{key}\s*:\s*(.*\S)", PROC + "/cpuinfo")
+        if found:
+            return found
+    if sys.platform == "darwin":
+        return command_output(["sysctl", "-n", "machdep.cpu.brand_string"])
+    return platform.processor() or None
+
+
+def emulation() -> str | None:
+    """The name of the emulator that this process runs under, or None.
+
+    qemu-user fakes /proc/self but not its parents; there the program is qemu-aarch64 or its like.
+    A whole machine under software emulation shows a virt machine model, which can't be told from
+    KVM on Arm, so both are named.
+    """
+    pid = os.getppid()
+    for _ in range(16):
+        if pid < 1:
+            break
+        link = ""
+        with contextlib.suppress(OSError):
+            link = os.readlink(f"{PROC}/{pid}/exe")
+        command = (read_text(f"{PROC}/{pid}/cmdline") or "").split("\0")[0]
+        for program in (link, command):
+            name = re.match(r"qemu-(?!ga\b|img|io|nbd|system)[a-z0-9_]+", os.path.basename(program))
+            if name:
+                return name.group()
+        pid = find_int(r"^PPid:\s*(\d+)", f"{PROC}/{pid}/status") or 0
+    if os.environ.get("QEMU_CPU"):
+        return "qemu-user"
+    kernel = read_text(PROC + "/version") or ""
+    if platform.machine() in ("aarch64", "armv7l") and re.search(r"amd64|x86_64", kernel):
+        return "qemu-user"
+    return "virt" if (machine_model() or "").startswith("linux,dummy-virt") else None
+
+
+def memory_total_bytes() -> int | None:
+    """All memory that the kernel has."""
+    found = find_int(r"^MemTotal:\s*(\d+) kB", PROC + "/meminfo")
+    if found is not None:
+        return kib(found)
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
         return None
 
 
-def available_cpus():
+def available_cpus() -> list[int]:
+    """The CPUs that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
 
 
-def package_version(name):
-    from importlib import metadata
-
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        pass
-    # A package unpacked on PYTHONPATH by hand may have lost its metadata.
-    for base in sys.path:
-        for info in glob.glob(os.path.join(base or ".", name.replace("-", "_") + "-*.dist-info")):
-            return os.path.basename(info)[len(name) + 1 : -len(".dist-info")]
-    return None
+def pin(cpus: Iterable[int]) -> None:
+    """Bind this process to CPUs, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
 
 
-def identity():
+def identity() -> Document:
     """What the device is: nothing here changes while it is switched on."""
     return {
         "model": machine_model(),
@@ -224,83 +265,82 @@ def identity():
         "memory_total_bytes": memory_total_bytes(),
         "system": platform.system(),
         "kernel": platform.release(),
-        "os": os_name(),
+        "os": find(r'^PRETTY_NAME="?([^"\n]+)', "/etc/os-release") or platform.platform(),
         "libc": " ".join(platform.libc_ver()).strip() or None,
         "emulator": emulation(),
-        "boot_id": boot_id(),
+        "boot_id": read_text(PROC + "/sys/kernel/random/boot_id"),
         "hostname": platform.node(),
     }
 
 
-def os_name():
-    text = read_text("/etc/os-release") or ""
-    match = re.search(r'^PRETTY_NAME="?([^"\n]+)', text, re.MULTILINE)
-    return match.group(1) if match else platform.platform()
+def versions() -> dict[str, str]:
+    """Versions of what decides the speed."""
+    from importlib import metadata
 
-
-def versions():
     found = {"python": platform.python_version()}
     for name in ("numpy", "onnxruntime", "onnxruntime-gpu"):
-        version = package_version(name)
-        if version:
-            found[name] = version
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
     return found
 
 
-def cpu_ticks(cpus):
-    """(total, busy, steal) clock ticks of some CPUs since boot, or None. Source: proc(5)."""
-    text = read_text("/proc/stat")
-    if text is None:
-        return None
+def cpu_ticks(cpus: Iterable[int]) -> dict[str, int] | None:
+    """Clock ticks of some CPUs since boot: total, busy and stolen. Source: proc(5), /proc/stat."""
+    chosen = {f"cpu{number}" for number in cpus}
     total = busy = steal = 0
-    for line in text.splitlines():
-        match = re.match(r"cpu(\d+) (.+)", line)
-        if not match or int(match.group(1)) not in cpus:
+    for line in (read_text(PROC + "/stat") or "").splitlines():
+        name, *rest = line.split()
+        if name not in chosen:
             continue
-        fields = [int(field) for field in match.group(2).split()]
-        fields += [0] * (8 - len(fields))
-        user, nice, system, idle, iowait, irq, softirq, stolen = fields[:8]
+        # Guest time is within user time; kernels before 2.6.11 have no steal.
+        fields = [int(field) for field in rest[:8]] + [0] * (8 - len(rest))
+        user, nice, system, idle, iowait, irq, softirq, stolen = fields
         total += user + nice + system + idle + iowait + irq + softirq + stolen
         busy += user + nice + system + irq + softirq
         steal += stolen
     return {"total": total, "busy": busy, "steal": steal} if total else None
 
 
-def throttled_flags():
-    """Raspberry Pi's get_throttled bits, or None on anything else."""
-    text = read_text("/sys/devices/platform/soc/soc:firmware/get_throttled")
+def throttled_flags() -> int | None:
+    """Raspberry Pi's get_throttled bits, or None on anything else.
+
+    The kernel writes "50000" (hexadecimal), vcgencmd writes "throttled=0x50000".
+    """
+    text = read_text(SYS + "/devices/platform/soc/soc:firmware/get_throttled")
     if text is None and shutil.which("vcgencmd"):
         text = command_output(["vcgencmd", "get_throttled"])
-    match = re.search(r"(?:throttled=)?(0x)?([0-9a-fA-F]+)\s*$", text or "")
-    return int(match.group(2), 16) if match else None
+    match = re.match(r"(?:throttled=)?(?:0x)?([0-9a-fA-F]+)$", text or "")
+    return int(match.group(1), 16) if match else None
 
 
-def device_state(when, launch=None, cpus=None, flags=True):
-    """One line of state.jsonl. A member that the device can't tell is null."""
-    temperature = {}
-    for zone in sorted(glob.glob("/sys/class/thermal/thermal_zone*")):
+def device_state(
+    when: str, launch: int | None, cpus: Iterable[int], flags: bool = True
+) -> Document:
+    """One line of state.jsonl. A member that the device can't tell is null.
+
+    Args:
+        flags: read the throttle flags too, which may start a process.
+    """
+    cpus = list(cpus)
+    temperature: dict[str, float] = {}
+    for zone in sorted(glob.glob(SYS + "/class/thermal/thermal_zone*")):
         value = read_int(zone + "/temp")
         if value is not None:
-            name = read_text(zone + "/type") or "zone"
-            temperature["%s:%s" % (os.path.basename(zone), name)] = value / 1000.0
-    frequency, frequency_max, governor = {}, {}, {}
-    chosen = cpus if cpus is not None else available_cpus()
-    for cpu in chosen:
-        base = "/sys/devices/system/cpu/cpu%d/cpufreq/" % cpu
-        current, largest = read_int(base + "scaling_cur_freq"), read_int(base + "cpuinfo_max_freq")
-        name = read_text(base + "scaling_governor")
-        if current is not None:
-            frequency[str(cpu)] = current
-        if largest is not None:
-            frequency_max[str(cpu)] = largest
-        if name:
-            governor[str(cpu)] = name
-    memory = re.search(r"^MemAvailable:\s*(\d+) kB", read_text("/proc/meminfo") or "", re.MULTILINE)
-    vmstat = dict(
-        line.split(" ", 1) for line in (read_text("/proc/vmstat") or "").splitlines() if " " in line
-    )
+            name = f"{os.path.basename(zone)}:{read_text(zone + '/type') or 'zone'}"
+            temperature[name] = value / 1000.0
+    cpufreq: dict[str, dict[str, Any]] = {
+        "scaling_cur_freq": {},
+        "cpuinfo_max_freq": {},
+        "scaling_governor": {},
+    }
+    for name, found in cpufreq.items():
+        for cpu in cpus:
+            path = f"{SYS}/devices/system/cpu/cpu{cpu}/cpufreq/{name}"
+            reading = read_text(path) if name == "scaling_governor" else read_int(path)
+            if reading is not None:
+                found[str(cpu)] = reading
     try:
-        load1 = os.getloadavg()[0]
+        load1: float | None = os.getloadavg()[0]
     except OSError:
         load1 = None
     return {
@@ -308,63 +348,46 @@ def device_state(when, launch=None, cpus=None, flags=True):
         "when": when,
         "launch": launch,
         "temperature_c": temperature or None,
-        "frequency_khz": frequency or None,
-        "frequency_max_khz": frequency_max or None,
-        "governor": governor or None,
+        "frequency_khz": cpufreq["scaling_cur_freq"] or None,
+        "frequency_max_khz": cpufreq["cpuinfo_max_freq"] or None,
+        "governor": cpufreq["scaling_governor"] or None,
         "load1": load1,
-        "memory_available_bytes": int(memory.group(1)) * 1024 if memory else None,
-        "swap_in_pages": int(vmstat["pswpin"]) if "pswpin" in vmstat else None,
-        "swap_out_pages": int(vmstat["pswpout"]) if "pswpout" in vmstat else None,
-        "cpu_ticks": cpu_ticks(set(chosen)),
+        "memory_available_bytes": kib(find_int(r"^MemAvailable:\s*(\d+) kB", PROC + "/meminfo")),
+        "swap_in_pages": find_int(r"^pswpin (\d+)", PROC + "/vmstat"),
+        "swap_out_pages": find_int(r"^pswpout (\d+)", PROC + "/vmstat"),
+        "cpu_ticks": cpu_ticks(cpus),
         "throttled": throttled_flags() if flags else None,
     }
-
-
-class Sampler(threading.Thread):
-    """Reads a source at a fixed period and keeps (t_ns, value), in its own thread.
-
-    It lives in the supervisor, never in the worker, so that reading costs the measured process
-    nothing. ``read`` takes no argument and returns one value; late readings are not made up for.
-    """
-
-    def __init__(self, read, period_s):
-        super().__init__(daemon=True)
-        self.read = read
-        self.period_s = period_s
-        self.readings = []
-        self.error = None
-        self._ended = threading.Event()
-
-    def run(self):
-        due = time.monotonic()
-        while not self._ended.is_set():
-            at = clock()
-            try:
-                value = self.read()
-            except OSError as error:
-                self.error = str(error)
-                return
-            self.readings.append((at, value))
-            due = max(due + self.period_s, time.monotonic())
-            self._ended.wait(max(0.0, due - time.monotonic()))
-
-    def drain(self):
-        """The readings since the last call."""
-        taken, self.readings = self.readings, []
-        return taken
-
-    def stop(self):
-        self._ended.set()
-        self.join()
 
 
 # ---------------------------------------------------------------- the worker: runtimes
 
 
-class OnnxRuntime:
-    """One model in ONNX Runtime. ``bind`` makes a call's inputs once, ``call`` runs it."""
+class Runtime:
+    """One loaded model: ``bind`` makes a call's inputs once, ``call`` runs it."""
 
-    def __init__(self, model, options):
+    call: Callable[[Any], Any]
+
+    def __init__(self, model: str | None, options: Document) -> None:
+        raise NotImplementedError
+
+    def bind(self, feed: Mapping[str, Any]) -> Any:
+        """What ``call`` takes, for one batch of inputs."""
+        raise NotImplementedError
+
+    def infer(self, feed: Mapping[str, Any]) -> Any:
+        """The first output for a batch of inputs, as an array."""
+        raise NotImplementedError
+
+    def execution(self) -> Document:
+        """What really executes the model."""
+        raise NotImplementedError
+
+
+class OnnxRuntime(Runtime):
+    """A model in ONNX Runtime, its inputs and outputs bound beforehand."""
+
+    def __init__(self, model: str | None, options: Document) -> None:
         import onnxruntime
 
         onnxruntime.set_default_logger_severity(3)
@@ -379,28 +402,25 @@ class OnnxRuntime:
         for key, value in sorted(options.get("session_options", {}).items()):
             settings.add_session_config_entry(key, str(value))
         wanted = options["provider"]
-        if wanted not in onnxruntime.get_available_providers():
-            raise AgentError(
-                "provider",
-                "this ONNX Runtime has no %s (it has %s)"
-                % (wanted, ", ".join(onnxruntime.get_available_providers())),
-            )
+        offered = onnxruntime.get_available_providers()
+        if wanted not in offered:
+            has = ", ".join(offered)
+            raise AgentError("provider", f"this ONNX Runtime has no {wanted} (it has {has})")
         self.session = onnxruntime.InferenceSession(
             model,
             settings,
             providers=[wanted],
+            provider_options=[provider_options(options.get("options") or {})],
             disabled_optimizers=options.get("disabled_optimizers") or None,
         )
-        if self.session.get_providers()[0] != wanted:
-            raise AgentError(
-                "provider", "%s was asked for, but the session fell back to %s"
-                % (wanted, self.session.get_providers()[0])
-            )
+        used = self.session.get_providers()[0]
+        if used != wanted:
+            raise AgentError("provider", f"{wanted} was asked for, the session fell back to {used}")
         self.inputs = [item.name for item in self.session.get_inputs()]
         self.outputs = [item.name for item in self.session.get_outputs()]
         self.call = self.session.run_with_iobinding
 
-    def bind(self, feed):
+    def bind(self, feed: Mapping[str, Any]) -> Any:
         import onnxruntime
 
         binding = self.session.io_binding()
@@ -411,33 +431,39 @@ class OnnxRuntime:
             binding.bind_output(name)
         return binding
 
-    def infer(self, feed):
-        return self.session.run(None, {name: feed[name] for name in self.inputs})
+    def infer(self, feed: Mapping[str, Any]) -> Any:
+        return self.session.run(None, {name: feed[name] for name in self.inputs})[0]
 
-    def execution(self):
+    def execution(self) -> Document:
         return {"providers": self.session.get_providers()}
 
 
-class NullRuntime:
+def provider_options(options: Mapping[str, Any]) -> dict[str, str]:
+    """A profile's ``runtime.options`` as ONNX Runtime takes them: texts, with 1 and 0 for bools."""
+    return {k: str(int(v)) if isinstance(v, bool) else str(v) for k, v in options.items()}
+
+
+class NullRuntime(Runtime):
     """A model that does nothing: what remains is the harness's own cost."""
 
-    def __init__(self, model, options):
-        self.inputs = []
+    def __init__(self, model: str | None, options: Document) -> None:
+        self.call = nothing
 
-    def bind(self, feed):
+    def bind(self, feed: Mapping[str, Any]) -> Any:
         return None
 
-    def call(self, binding):
-        return None
-
-    def infer(self, feed):
+    def infer(self, feed: Mapping[str, Any]) -> Any:
         raise AgentError("accuracy", "the null artifact has no accuracy")
 
-    def execution(self):
+    def execution(self) -> Document:
         return {"providers": ["null"]}
 
 
-RUNTIMES = {"onnxruntime": OnnxRuntime, "null": NullRuntime}
+def nothing(binding: Any) -> None:
+    """The null artifact's call."""
+
+
+RUNTIMES: dict[str, type[Runtime]] = {"onnxruntime": OnnxRuntime, "null": NullRuntime}
 
 
 # ---------------------------------------------------------------- the worker: timing
@@ -446,24 +472,38 @@ RUNTIMES = {"onnxruntime": OnnxRuntime, "null": NullRuntime}
 class Samples:
     """Preallocated columns of timed calls; grows between turns, never inside one."""
 
-    def __init__(self, capacity=4096):
+    def __init__(self, capacity: int = 4096) -> None:
         import numpy
 
-        self.numpy = numpy
         self.size = 0
-        self.columns = numpy.zeros((len(COLUMNS), capacity), dtype=numpy.int64)
+        self.columns: Ints = numpy.zeros((len(COLUMNS), capacity), dtype=numpy.int64)
 
-    def room(self, calls):
+    def room(self, calls: int) -> None:
+        """Make room for so many more."""
+        import numpy
+
         while self.size + calls > self.columns.shape[1]:
-            self.columns = self.numpy.concatenate(
-                [self.columns, self.numpy.zeros_like(self.columns)], axis=1
-            )
+            self.columns = numpy.concatenate([self.columns, numpy.zeros_like(self.columns)], axis=1)
 
-    def table(self):
+    def table(self) -> Ints:
+        """One row a call, in the order of COLUMNS."""
         return self.columns[:, : self.size].T.copy()
 
+    def measured(self, artifact: int) -> Ints:
+        """Durations of the counted calls of an artifact."""
+        columns = self.columns[:, : self.size]
+        found: Ints = columns[4][(columns[0] == artifact) & (columns[2] == MEASURE)]
+        return found
 
-def time_calls(call, bindings, first, count, starts, durations):
+
+def time_calls(
+    call: Callable[[Any], Any],
+    bindings: list[Any],
+    first: int,
+    count: int,
+    starts: Ints,
+    durations: Ints,
+) -> None:
     """The timing loop: ``count`` calls, beginning with binding ``first``, round-robin.
 
     ``starts`` and ``durations`` are preallocated int64 arrays of at least ``count``. Only the call
@@ -483,38 +523,31 @@ def time_calls(call, bindings, first, count, starts, durations):
 class Lane:
     """One artifact in a worker: its runtime, its inputs, and its place in the round-robin."""
 
-    def __init__(self, index, runtime, bindings):
+    def __init__(self, index: int, runtime: Runtime, bindings: list[Any]) -> None:
         self.index = index
         self.runtime = runtime
         self.bindings = bindings
         self.position = 0
         self.measured = 0
 
-    def turn(self, samples, turn, count, first_phase, phase):
+    def turn(self, samples: Samples, turn: int, count: int, first_phase: int, phase: int) -> None:
         """Time ``count`` calls; the first gets ``first_phase``, the others ``phase``."""
         samples.room(count)
-        at = samples.size
-        columns = samples.columns
-        time_calls(
-            self.runtime.call,
-            self.bindings,
-            self.position,
-            count,
-            columns[3, at : at + count],
-            columns[4, at : at + count],
-        )
-        columns[0, at : at + count] = self.index
-        columns[1, at : at + count] = turn
-        columns[2, at] = first_phase
-        columns[2, at + 1 : at + count] = phase
-        samples.size = at + count
+        here = slice(samples.size, samples.size + count)
+        artifacts, turns, phases, starts, durations = (row[here] for row in samples.columns)
+        time_calls(self.runtime.call, self.bindings, self.position, count, starts, durations)
+        artifacts[:] = self.index
+        turns[:] = turn
+        phases[0] = first_phase
+        phases[1:] = phase
+        samples.size += count
         self.position = (self.position + count) % len(self.bindings)
         if phase == MEASURE:
             self.measured += count - 1
-        return columns[4, at : at + count]
 
 
-def median_of(values):
+def median_of(values: Iterable[Any]) -> float:
+    """The middle value, or the mean of the two in the middle."""
     ordered = sorted(int(value) for value in values)
     middle = len(ordered) // 2
     if len(ordered) % 2:
@@ -522,29 +555,36 @@ def median_of(values):
     return (ordered[middle - 1] + ordered[middle]) / 2.0
 
 
-def median_relative_half_width(durations):
-    """Half the width of the median's 99 % order-statistic interval over the median.
+def median_ranks(n: int) -> tuple[int, int] | None:
+    """Ranks (0 = smallest) of the samples that enclose the median at 99 %, or None if n is small.
 
-    Ranks n/2 -+ z sqrt(n)/2: the normal approximation to Binomial(n, 1/2), good enough to decide
-    when to stop; the published interval is computed by the host, exactly.
+    The normal approximation to Binomial(n, 1/2) with its continuity correction: good enough to
+    decide when to stop; the published interval is computed by the host, exactly.
     """
-    n = len(durations)
-    reach = Z99 * math.sqrt(n) / 2.0
-    low, high = int(math.floor(n / 2.0 - reach)), int(math.ceil(n / 2.0 + reach))
-    if low < 0 or high >= n:
-        return math.inf
+    low = math.floor(n / 2.0 - 0.5 - Z99 * math.sqrt(n) / 2.0)
+    return (low, n - 1 - low) if low >= 0 else None
+
+
+def median_relative_half_width(durations: Iterable[Any]) -> float:
+    """Half the width of the median's 99 % order-statistic interval, over the median."""
     ordered = sorted(int(value) for value in durations)
-    return (ordered[high] - ordered[low]) / 2.0 / ordered[n // 2]
+    ranks = median_ranks(len(ordered))
+    if ranks is None:
+        return math.inf
+    median = median_of(ordered)
+    width = (ordered[ranks[1]] - ordered[ranks[0]]) / 2.0
+    return width / median if median else (math.inf if width else 0.0)
 
 
-def warm_up(lane, samples, rule):
+def warm_up(lane: Lane, samples: Samples, rule: Document) -> Document:
     """Call until two successive windows agree, and say how it went."""
     begin = clock()
-    before, calls, steady = None, 0, False
+    before: float | None = None
+    calls, steady = 0, False
     while True:
-        durations = lane.turn(samples, -1, rule["window"], WARMUP, WARMUP)
+        lane.turn(samples, -1, rule["window"], WARMUP, WARMUP)
+        now = median_of(samples.columns[4, samples.size - rule["window"] : samples.size])
         calls += rule["window"]
-        now = median_of(durations)
         if before is not None and abs(now - before) <= rule["tolerance"] * before:
             steady = True
             break
@@ -554,117 +594,121 @@ def warm_up(lane, samples, rule):
     return {"calls": calls, "duration_ns": clock() - begin, "steady": steady}
 
 
-def measure_rounds(lanes, samples, protocol, rng, report):
-    """Rounds of turns, artifacts in random order in each, until the stop rule is met."""
+def measure_rounds(
+    lanes: list[Lane],
+    samples: Samples,
+    protocol: Document,
+    rng: Random,
+    report: Callable[[float], None],
+) -> str:
+    """Rounds of turns, artifacts in random order in each, until the stop rule is met.
+
+    Args:
+        report: called with the elapsed seconds, between rounds, twice a second at most.
+
+    Returns:
+        what ended it: "enough", or "time".
+    """
     stop = protocol["stop"]
-    calls = protocol["calls_per_turn"]
     begin = clock()
     turn, last_report, next_check = 0, 0.0, stop["min_count"]
     while True:
         order = list(lanes)
         rng.shuffle(order)
         for lane in order:
-            lane.turn(samples, turn, calls, SETTLE, MEASURE)
+            lane.turn(samples, turn, protocol["calls_per_turn"], SETTLE, MEASURE)
         turn += 1
         elapsed = (clock() - begin) / 1e9
         if elapsed - last_report > 0.5:
             last_report = elapsed
-            report(elapsed, samples, lanes)
+            report(elapsed)
         if elapsed >= stop["max_duration_s"]:
             return "time"
         counted = min(lane.measured for lane in lanes)
-        if counted < max(stop["min_count"], next_check) or elapsed < stop["min_duration_s"]:
+        if counted < next_check or elapsed < stop["min_duration_s"]:
             continue
-        if all(
-            median_relative_half_width(measured_durations(samples, lane.index))
-            <= stop["relative_half_width"]
-            for lane in lanes
-        ):
+        widths = (median_relative_half_width(samples.measured(lane.index)) for lane in lanes)
+        if all(width <= stop["relative_half_width"] for width in widths):
             return "enough"
         # Sorting costs time: look again when a tenth more has been measured.
         next_check = counted + max(1, counted // 10)
 
 
-def measured_durations(samples, artifact):
-    columns = samples.columns[:, : samples.size]
-    return columns[4][(columns[0] == artifact) & (columns[2] == MEASURE)]
-
-
 # ---------------------------------------------------------------- the worker: tasks
 
 
-def load_arrays(path):
+def load_arrays(path: str) -> dict[str, Any]:
+    """The arrays of an .npz file; never unpickles."""
     import numpy
 
     with numpy.load(path, allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
-def feeds(arrays, batch, seq_len):
+def feeds(arrays: Mapping[str, Any], batch: int, seq_len: int) -> Iterator[dict[str, Any]]:
     """Batches of rows cut to ``seq_len``, as many as the arrays hold, wrapping round if they hold
     fewer than one batch."""
     import numpy
 
     arrays = {name: value[:, :seq_len] for name, value in arrays.items()}
     rows = len(next(iter(arrays.values())))
-    count = max(1, rows // batch)
-    for i in range(count):
+    for i in range(max(1, rows // batch)):
         pick = [(i * batch + j) % rows for j in range(batch)]
         yield {name: numpy.ascontiguousarray(value[pick]) for name, value in arrays.items()}
 
 
-def open_lane(index, entry, protocol):
-    """Load one artifact: its lane and the time that loading took."""
-    runtime_class = RUNTIMES[entry.get("runtime") or protocol["runtime"]["kind"]]
+def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, int]:
+    """Load one artifact: its lane, and how long loading took (ns)."""
+    kind = entry.get("runtime") or protocol["runtime"]["kind"]
+    if kind not in RUNTIMES:
+        raise AgentError("runtime", f"this agent has no runtime {kind!r}")
     options = dict(protocol["runtime"], session_options=entry.get("session_options", {}))
     model = os.path.join(entry["path"], entry["model"]) if entry.get("model") else None
     begin = clock()
-    runtime = runtime_class(model, options)
+    runtime = RUNTIMES[kind](model, options)
     load_ns = clock() - begin
+    bindings = [None]
     if entry.get("inputs"):
         arrays = load_arrays(os.path.join(entry["path"], entry["inputs"]))
-        bindings = [runtime.bind(feed) for feed in feeds(arrays, protocol["batch"], protocol["seq_len"])]
-    else:
-        bindings = [None]
+        batches = feeds(arrays, protocol["batch"], protocol["seq_len"])
+        bindings = [runtime.bind(feed) for feed in batches]
     return Lane(index, runtime, bindings), load_ns
 
 
-def peak_rss_bytes():
+def peak_rss_bytes() -> int:
     """Peak resident set of this process. Linux says it in KiB, macOS in bytes (getrusage)."""
-    status = re.search(r"^VmHWM:\s*(\d+) kB", read_text("/proc/self/status") or "", re.MULTILINE)
-    if status:
-        return int(status.group(1)) * 1024
+    found = kib(find_int(r"^VmHWM:\s*(\d+) kB", "/proc/self/status"))
+    if found is not None:
+        return found
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def evaluate(runtime, entry, limit, batch):
+def evaluate(runtime: Runtime, entry: Document, limit: str | int, batch: int) -> Document:
     """Task accuracy on the artifact's labelled held-out inputs (argmax of the first output)."""
     arrays = load_arrays(os.path.join(entry["path"], entry["evaluation"]))
     labels = arrays.pop("labels")
     count = len(labels) if limit == "all" else min(len(labels), int(limit))
     correct, begin = 0, clock()
     for first in range(0, count, batch):
-        feed = {name: value[first : min(first + batch, count)] for name, value in arrays.items()}
-        logits = runtime.infer(feed)[0]
-        correct += int((logits.argmax(-1) == labels[first : first + len(logits)]).sum())
+        here = slice(first, min(first + batch, count))
+        logits = runtime.infer({name: value[here] for name, value in arrays.items()})
+        correct += int((logits.argmax(-1) == labels[here]).sum())
     return {"correct": correct, "n": count, "duration_ns": clock() - begin}
 
 
-def work_solo(task, protocol, report):
+def work_solo(task: Document, protocol: Document, report: Report) -> Document:
     """One artifact alone: load time, peak memory at the scenario's shape, then accuracy."""
     import numpy  # noqa: F401  - part of the baseline
 
-    kind = protocol["runtime"]["kind"]
-    if kind == "onnxruntime":
+    if protocol["runtime"]["kind"] == "onnxruntime":
         import onnxruntime  # noqa: F401  - part of the baseline
     index = task["artifact"]
     entry = task["artifacts"][index]
-    result = {"artifact": index, "baseline_rss_bytes": peak_rss_bytes()}
+    result: Document = {"artifact": index, "baseline_rss_bytes": peak_rss_bytes()}
     report({"event": "solo", "artifact": index, "step": "load"})
     lane, result["load_ns"] = open_lane(index, entry, protocol)
-    samples = Samples()
-    lane.turn(samples, -1, task["memory_calls"], WARMUP, WARMUP)
+    lane.turn(Samples(), -1, task["memory_calls"], WARMUP, WARMUP)
     result["peak_rss_bytes"] = peak_rss_bytes()
     result["execution"] = lane.runtime.execution()
     if task["accuracy"] is not None and entry.get("evaluation"):
@@ -674,18 +718,21 @@ def work_solo(task, protocol, report):
         if len(every) > protocol["runtime"]["threads"] and hasattr(os, "sched_setaffinity"):
             # Accuracy is not timed, so it may use every CPU. The batch is the timed scenario's:
             # dynamic quantisation takes its activation range over the whole batch.
-            os.sched_setaffinity(0, every)
+            pin(every)
             wide = dict(protocol, runtime=dict(protocol["runtime"], threads=len(every)))
             runtime = open_lane(index, dict(entry, inputs=None), wide)[0].runtime
         result["accuracy"] = evaluate(runtime, entry, task["accuracy"], protocol["batch"])
     return result
 
 
-def work_launch(task, protocol, report):
+def work_launch(task: Document, protocol: Document, report: Report) -> Document:
     """All artifacts in one process, in turns."""
-    rng = random.Random("%s/%d" % (protocol["seed"], task["launch"]))
+    import numpy
+
+    rng = random.Random(f"{protocol['seed']}/{task['launch']}")
     entries = task["artifacts"]
-    load_ns, warmups = [0] * len(entries), [None] * len(entries)
+    load_ns: list[int | None] = [None] * len(entries)
+    warmups: list[Document | None] = [None] * len(entries)
     order = list(task["lanes"])
     rng.shuffle(order)
     lanes = []
@@ -698,35 +745,33 @@ def work_launch(task, protocol, report):
     report({"event": "launch", "launch": task["launch"], "step": "warm-up"})
     for lane in lanes:
         warmups[lane.index] = warm_up(lane, samples, protocol["warmup"])
-    cpus = set(available_cpus())
-    ticks, usage = cpu_ticks(cpus), resource.getrusage(resource.RUSAGE_SELF)
-    begin, begin_cpu = clock(), time.process_time()
-    state_begin = begin
+    cpus = available_cpus()
 
-    def progress(elapsed, so_far, all_lanes):
-        medians = {
-            lane.index: median_of(measured_durations(so_far, lane.index)[-200:])
-            for lane in all_lanes
-            if lane.measured
-        }
+    def progress(elapsed: float) -> None:
         report(
             {
                 "event": "progress",
                 "launch": task["launch"],
                 "elapsed_s": elapsed,
-                "counts": {lane.index: lane.measured for lane in all_lanes},
-                "median_ns": medians,
+                "counts": {lane.index: lane.measured for lane in lanes},
+                "median_ns": {
+                    lane.index: median_of(samples.measured(lane.index)[-200:])
+                    for lane in lanes
+                    if lane.measured
+                },
             }
         )
 
+    ticks, usage = cpu_ticks(cpus), resource.getrusage(resource.RUSAGE_SELF)
+    begin, begin_cpu = clock(), time.process_time()
     stopped_by = measure_rounds(lanes, samples, protocol, rng, progress)
-    wall_s, own_s = (clock() - begin) / 1e9, time.process_time() - begin_cpu
+    end, own_s = clock(), time.process_time() - begin_cpu
     after, after_usage = cpu_ticks(cpus), resource.getrusage(resource.RUSAGE_SELF)
-    result = {
+    result: Document = {
         "load_ns": load_ns,
         "warmup": warmups,
         "stopped_by": stopped_by,
-        "window_ns": [state_begin, clock()],
+        "window_ns": [begin, end],
         "foreign_cpu_fraction": None,
         "steal_fraction": None,
         "involuntary_switches": after_usage.ru_nivcsw - usage.ru_nivcsw,
@@ -734,60 +779,63 @@ def work_launch(task, protocol, report):
     }
     if ticks and after:
         hertz = os.sysconf("SC_CLK_TCK")
-        room = wall_s * len(cpus)
+        room_s = (end - begin) / 1e9 * len(cpus)
         busy_s = (after["busy"] - ticks["busy"]) / hertz
-        result["foreign_cpu_fraction"] = max(0.0, busy_s - own_s) / room
-        result["steal_fraction"] = (after["steal"] - ticks["steal"]) / hertz / room
-    import numpy
-
-    numpy.save(task["samples"], samples.table(), allow_pickle=False)
+        result["foreign_cpu_fraction"] = max(0.0, busy_s - own_s) / room_s
+        result["steal_fraction"] = (after["steal"] - ticks["steal"]) / hertz / room_s
+    # In memory first: numpy's own writing to a full disk fails without an errno.
+    buffer = io.BytesIO()
+    numpy.save(buffer, samples.table(), allow_pickle=False)
+    with open(task["samples"], "wb") as stream:
+        stream.write(buffer.getvalue())
     return result
 
 
-def die_with_parent():
+def die_with_parent() -> None:
     """Ask Linux for SIGKILL when the supervisor dies (prctl PR_SET_PDEATHSIG = 1)."""
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
-def work(task_path):
+#: How a failed allocation reads in an exception, or in what the C++ runtime prints as it aborts.
+NO_MEMORY = re.compile(r"bad.?alloc|Failed to allocate memory|bad_array_new", re.IGNORECASE)
+
+
+def work(task_path: str) -> int:
     """Role ``work``: one task file, one result file, progress on stdout."""
     die_with_parent()
     task = read_json(task_path)
     if os.getppid() != task["supervisor"]:
-        return 1
+        return 1  # it died before it could be watched
     protocol = task["protocol"]
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as stream:
         stream.write("1000")
     limit = protocol.get("memory_limit_bytes")
-    if limit and hasattr(resource, "RLIMIT_DATA") and sys.platform.startswith("linux"):
+    if limit and sys.platform.startswith("linux"):
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    if protocol["runtime"].get("cpus") and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, protocol["runtime"]["cpus"])
+    if protocol["runtime"].get("cpus"):
+        pin(protocol["runtime"]["cpus"])
 
-    def report(event):
+    def report(event: Document) -> None:
         sys.stdout.write(json.dumps(event) + "\n")
         sys.stdout.flush()
 
     try:
         result = (work_solo if task["kind"] == "solo" else work_launch)(task, protocol, report)
-        result["outcome"] = "ok"
+        write_json(task["result"], dict(result, outcome="ok"))
+        return 0
     except MemoryError:
-        result = {"outcome": "out-of-memory", "error": "the process reached its memory limit"}
+        outcome, text = "out-of-memory", "the process reached its memory limit"
     except AgentError as error:
-        result = {"outcome": "error", "error": error.message}
+        outcome, text = "error", error.message
     except Exception as error:  # noqa: BLE001 - whatever a model does to a runtime is an outcome
-        text = "%s: %s" % (type(error).__name__, error)
-        lost = re.search(r"bad.?alloc|Failed to allocate memory|std::bad_array", text, re.IGNORECASE)
-        result = {"outcome": "out-of-memory" if lost else "error", "error": text[:2000]}
+        if isinstance(error, OSError) and disk_is_full(error):
+            report({"event": "disk-full", "error": str(error)})
+            return EXIT_DISK_FULL
+        text = f"{type(error).__name__}: {error}"
+        outcome = "out-of-memory" if NO_MEMORY.search(text) else "error"
         traceback.print_exc()
-    try:
-        write_json(task["result"], result)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        report({"event": "disk-full", "error": str(error)})
-        return 28
+    write_json(task["result"], {"outcome": outcome, "error": text[:2000]})
     return 0
 
 
@@ -797,32 +845,38 @@ def work(task_path):
 class Spool:
     """A run's directory on the device's disk: everything that happens is written here first."""
 
-    def __init__(self, path):
+    def __init__(self, path: str) -> None:
         self.path = path
         self._lock = threading.Lock()
-        self._events = open(self.file("events.jsonl"), "ab")  # noqa: SIM115 - lives as long as we do
-        self._state = open(self.file("state.jsonl"), "ab")  # noqa: SIM115
+        # Unbuffered: a line that did not fit must not be tried again when the file is closed.
+        self._events = open(self.file("events.jsonl"), "ab", buffering=0)  # noqa: SIM115
+        self._state = open(self.file("state.jsonl"), "ab", buffering=0)  # noqa: SIM115
 
-    def file(self, name):
+    def file(self, name: str) -> str:
+        """The path of a file of this run."""
         return os.path.join(self.path, name)
 
-    def event(self, event):
-        line = json.dumps(dict(event, t_ns=clock())) + "\n"
-        with self._lock:
-            self._events.write(line.encode())
-            self._events.flush()
+    def event(self, event: Document) -> None:
+        """Append to what the host follows."""
+        self._append(self._events, dict(event, t_ns=clock()))
 
-    def state(self, line):
-        with self._lock:
-            self._state.write((json.dumps(line) + "\n").encode())
-            self._state.flush()
+    def state(self, line: Document) -> None:
+        """Append a reading of the device's state."""
+        self._append(self._state, line)
 
-    def sync(self):
+    def _append(self, stream: io.FileIO, document: Document) -> None:
+        data = (json.dumps(document) + "\n").encode()
         with self._lock:
-            os.fsync(self._events.fileno())
-            os.fsync(self._state.fileno())
+            if stream.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def release_reserve(self):
+    def sync(self) -> None:
+        """Make it last through a power cut."""
+        os.fsync(self._events.fileno())
+        os.fsync(self._state.fileno())
+
+    def release_reserve(self) -> None:
+        """Give back the space that was kept for the last words."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.file("reserve"))
 
@@ -830,17 +884,19 @@ class Spool:
 class Supervisor:
     """One run, from the first state reading to result.json."""
 
-    def __init__(self, run_dir):
+    def __init__(self, run_dir: str) -> None:
         self.spool = Spool(run_dir)
         self.plan = read_json(self.spool.file("plan.json"))
-        self.protocol = self.plan["protocol"]
-        self.entries = self.plan["artifacts"]
+        self.protocol: Document = self.plan["protocol"]
+        self.entries: list[Document] = self.plan["artifacts"]
         self.deadline = time.monotonic() + self.protocol["deadline_s"]
-        self.ending = None  # the status that cuts the run short, once there is one
+        #: What cuts the run short ("deadline", "cancelled"), once something does.
+        self.ending: str | None = None
+        #: Why a worker's progress could not be written.
+        self.disk_error: str | None = None
+        self.launch: int | None = None
         self.task_number = 0
-        self.launch = None
-        self.disk_error = None
-        self.result = {
+        self.result: Document = {
             "run": self.plan["id"],
             "status": "running",
             "identity": identity(),
@@ -852,69 +908,81 @@ class Supervisor:
             "samples": [],
         }
         self.all_cpus = available_cpus()
-        self.cpus = self.protocol["runtime"].get("cpus") or self.all_cpus
-        others = [cpu for cpu in available_cpus() if cpu not in self.cpus]
-        if others and hasattr(os, "sched_setaffinity"):
-            os.sched_setaffinity(0, others)
+        self.cpus: list[int] = self.protocol["runtime"].get("cpus") or self.all_cpus
+        others = [cpu for cpu in self.all_cpus if cpu not in self.cpus]
+        if others:
+            pin(others)
 
-    def run(self):
+    def run(self) -> None:
+        """Measure, then say how it ended, even on a disk that has filled up meanwhile."""
         signal.signal(signal.SIGTERM, lambda *_: self.end("cancelled"))
+        status, error = "done", None
         try:
             self.state("before")
             self.run_tasks()
             self.state("after")
-            status = self.ending or "done"
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            status = self.ending or status
+        except OSError as failure:
+            if not disk_is_full(failure):
                 raise
-            self.disk_error = str(error)
-            status = "disk-full"
+            status, error = "disk-full", str(failure)
         self.spool.release_reserve()
-        self.result.update(status=status, ended_ns=clock(), error=self.disk_error)
+        self.result.update(status=status, ended_ns=clock(), error=error)
         write_json(self.spool.file("result.json"), self.result)
 
-    def end(self, status):
+    def end(self, status: str) -> None:
+        """Cut the run short; the first reason counts."""
         self.ending = self.ending or status
 
-    def state(self, when):
-        self.spool.state(device_state(when, self.launch, self.cpus))
+    def ended(self) -> str | None:
+        """What cuts the run short by now, if anything does."""
+        if os.path.exists(self.spool.file("cancel")):
+            self.end("cancelled")
+        if time.monotonic() > self.deadline:
+            self.end("deadline")
+        return self.ending
 
-    def keep(self):
+    def state(self, when: str, flags: bool = True) -> None:
+        """Write down the device's state."""
+        self.spool.state(device_state(when, self.launch, self.cpus, flags))
+
+    def keep(self) -> None:
         """What has been measured so far, durable: a reboot from here loses nothing of it."""
         self.spool.sync()
         write_json(self.spool.file("partial.json"), self.result)
 
-    def run_tasks(self):
-        rng = random.Random(self.protocol["seed"])
+    def run_tasks(self) -> None:
+        """Each artifact alone, in random order, then the launches with all that could be run."""
         order = list(range(len(self.entries)))
-        rng.shuffle(order)
+        random.Random(self.protocol["seed"]).shuffle(order)
         usable = []
         for index in order:
-            if self.ending:
+            if self.ended():
                 return
-            accuracy = self.protocol["accuracy"]
-            task = {
-                "kind": "solo",
-                "artifact": index,
-                "accuracy": accuracy,
-                "memory_calls": max(4, self.protocol["calls_per_turn"]),
-            }
-            found = self.run_worker(task)
+            found = self.run_worker(
+                {
+                    "kind": "solo",
+                    "artifact": index,
+                    "accuracy": self.protocol["accuracy"],
+                    "memory_calls": max(4, self.protocol["calls_per_turn"]),
+                }
+            )
             found.setdefault("artifact", index)
             self.result["solo"].append(found)
             if found["outcome"] == "ok":
                 usable.append(index)
             self.keep()
-        for launch in range(self.protocol["launches"]):
-            if self.ending or not usable:
-                return
+        for launch in range(self.protocol["launches"] if usable else 0):
             self.launch = launch
             self.cool_down()
-            name = "launch-%03d.npy" % launch
+            if self.ended():
+                return
+            name = f"launch-{launch:03d}.npy"
             samples = self.spool.file(name)
-            task = {"kind": "launch", "launch": launch, "lanes": sorted(usable), "samples": samples}
             begin = clock()
-            found = self.run_worker(task)
+            found = self.run_worker(
+                {"kind": "launch", "launch": launch, "lanes": sorted(usable), "samples": samples}
+            )
             found.update(index=launch, started_ns=begin, ended_ns=clock())
             if found["outcome"] == "ok":
                 with open(samples, "rb") as stream:
@@ -925,42 +993,35 @@ class Supervisor:
             self.keep()
         self.launch = None
 
-    def cool_down(self):
+    def cool_down(self) -> None:
         """Wait until the device is as cool as its profile asks, or has had its time."""
         rule = self.protocol.get("cooldown")
-        if not rule:
-            return
         begin = time.monotonic()
-        while not self.ending and time.monotonic() - begin < rule["max_s"]:
+        while rule and not self.ended() and time.monotonic() - begin < rule["max_s"]:
             zones = device_state("before", self.launch, self.cpus, flags=False)["temperature_c"]
             if not zones or max(zones.values()) <= rule["below_c"]:
                 return
-            self.spool.event({"event": "cool-down", "temperature_c": max(zones.values()),
-                              "below_c": rule["below_c"]})
-            if time.monotonic() > self.deadline:
-                self.end("deadline")
+            event = {"temperature_c": max(zones.values()), "below_c": rule["below_c"]}
+            self.spool.event({"event": "cool-down", **event})
             time.sleep(1.0)
 
-    def run_worker(self, task):
+    def run_worker(self, task: Document) -> Document:
         """Start one worker, watch it, and return its result or how it ended."""
-        number = self.task_number
+        base = self.spool.file(f"task-{self.task_number:03d}")
         self.task_number += 1
-        task_path = self.spool.file("task-%03d.json" % number)
-        result_path = self.spool.file("task-%03d.result.json" % number)
-        log_path = self.spool.file("task-%03d.log" % number)
         task = dict(
             task,
             protocol=self.protocol,
             artifacts=self.entries,
             all_cpus=self.all_cpus,
-            result=result_path,
+            result=base + ".result.json",
             supervisor=os.getpid(),
         )
-        write_json(task_path, task)
+        write_json(base + ".json", task)
         oom_before = oom_kills()
-        with open(log_path, "wb") as log:
+        with open(base + ".log", "wb") as log:
             worker = subprocess.Popen(
-                [sys.executable, os.path.abspath(__file__), "work", task_path],
+                [sys.executable, os.path.abspath(__file__), "work", base + ".json"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -968,88 +1029,55 @@ class Supervisor:
             )
         events = threading.Thread(target=self.forward, args=(worker.stdout,), daemon=True)
         events.start()
-        sampler = Sampler(lambda: device_state("during", self.launch, self.cpus, flags=False), 1.0)
-        sampler.start()
         try:
-            killed = self.watch(worker, sampler)
+            killed = self.watch(worker)
         finally:
-            sampler.stop()
-            if worker.poll() is None:
-                worker.kill()
+            worker.kill()  # nothing happens to one that has ended
             worker.wait()
             events.join()
-        for _, line in sampler.drain():
-            self.spool.state(line)
         if self.disk_error:
             raise OSError(errno.ENOSPC, self.disk_error)
-        return worker_outcome(worker.returncode, killed, result_path, log_path, oom_before)
+        if killed:
+            return {"outcome": killed, "error": KILLED[killed]}
+        if worker.returncode == 0:
+            return read_json(task["result"])
+        return worker_death(worker.returncode, read_text(base + ".log") or "", oom_before)
 
-    def watch(self, worker, sampler):
-        """Wait for a worker; kill it for memory, deadline or cancellation, and say which."""
+    def watch(self, worker: subprocess.Popen[bytes]) -> str | None:
+        """Wait for a worker, reading the device's state every second; where it has to be killed
+        for memory, deadline or cancellation, say which."""
         limit = self.protocol.get("memory_limit_bytes")
+        next_state = time.monotonic()
         while True:
-            try:
+            if time.monotonic() >= next_state:
+                self.state("during", flags=False)
+                next_state = max(next_state + 1.0, time.monotonic())
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(0.1)
                 return None
-            except subprocess.TimeoutExpired:
-                pass
-            for _, line in sampler.drain():
-                self.spool.state(line)
-            reason = None
             if limit and (rss_bytes(worker.pid) or 0) > limit:
-                reason = "out-of-memory"
-            elif time.monotonic() > self.deadline:
-                self.end("deadline")
-                reason = "deadline"
-            elif self.ending or self.disk_error:
-                reason = self.ending or "disk-full"
-            if reason:
-                worker.kill()
-                return reason
+                return "out-of-memory"
+            if self.disk_error or self.ended():
+                return self.ending
 
-    def forward(self, stream):
+    def forward(self, stream: Iterable[bytes]) -> None:
         """Copy a worker's progress into the spool."""
         for raw in stream:
             try:
                 event = json.loads(raw)
             except ValueError:
                 continue  # a library printed something of its own
-            if event.get("event") == "disk-full":
-                self.disk_error = event["error"]
+            if not isinstance(event, dict):
                 continue
             try:
+                if event.get("event") == "disk-full":
+                    raise OSError(errno.ENOSPC, event["error"])
                 self.spool.event(event)
             except OSError as error:
-                self.disk_error = str(error)
+                self.disk_error = error.strerror or str(error)
 
 
-def rss_bytes(pid):
-    match = re.search(r"^VmRSS:\s*(\d+) kB", read_text("/proc/%d/status" % pid) or "", re.MULTILINE)
-    return int(match.group(1)) * 1024 if match else None
-
-
-def oom_kills():
-    """How many processes the kernel has killed for memory (proc(5), /proc/vmstat)."""
-    match = re.search(r"^oom_kill (\d+)", read_text("/proc/vmstat") or "", re.MULTILINE)
-    return int(match.group(1)) if match else None
-
-
-def worker_outcome(code, killed, result_path, log_path, oom_before):
-    if killed:
-        return {"outcome": killed, "error": KILLED.get(killed)}
-    if code == 0:
-        return read_json(result_path)
-    log = (read_text(log_path) or "")[-2000:]
-    if code == -signal.SIGKILL:
-        now = oom_kills()
-        if now is not None and oom_before is not None and now > oom_before:
-            return {"outcome": "out-of-memory", "error": "the kernel killed it for memory"}
-        return {"outcome": "killed", "error": "killed by SIGKILL from outside"}
-    if code < 0:
-        return {"outcome": "crashed", "error": "signal %d. %s" % (-code, log)}
-    return {"outcome": "crashed", "error": "exit status %d. %s" % (code, log)}
-
-
+#: Why the supervisor killed a worker.
 KILLED = {
     "out-of-memory": "its resident memory passed the device's limit",
     "deadline": "the run's deadline was reached",
@@ -1057,40 +1085,65 @@ KILLED = {
 }
 
 
-def supervise(run_dir):
+def rss_bytes(pid: int) -> int | None:
+    """Resident memory of a process."""
+    return kib(find_int(r"^VmRSS:\s*(\d+) kB", f"/proc/{pid}/status"))
+
+
+def oom_kills() -> int | None:
+    """How many processes the kernel has killed for memory (proc(5), /proc/vmstat)."""
+    return find_int(r"^oom_kill (\d+)", PROC + "/vmstat")
+
+
+def worker_death(code: int, log: str, oom_before: int | None) -> Document:
+    """How a worker ended that left no result. ``code``: as subprocess gives it."""
+    if code == -signal.SIGKILL:
+        now = oom_kills()
+        if now is not None and oom_before is not None and now > oom_before:
+            return {"outcome": "out-of-memory", "error": "the kernel killed it for memory"}
+        return {"outcome": "killed", "error": "killed by SIGKILL from outside"}
+    if NO_MEMORY.search(log):
+        return {"outcome": "out-of-memory", "error": "the process reached its memory limit"}
+    how = f"signal {-code}" if code < 0 else f"exit status {code}"
+    return {"outcome": "crashed", "error": f"{how}. {log[-2000:]}".strip()}
+
+
+def supervise(run_dir: str) -> int:
     """Role ``supervise``: detached; the lock and alive files' descriptors are inherited."""
     Supervisor(run_dir).run()
     return 0
 
 
-# ---------------------------------------------------------------- serving the host
+# ---------------------------------------------------------------- locks
 
 
-def lock_path(name):
+def lock_path(name: str) -> str:
     """One lock a device, the same for every user: /tmp where there is one (Termux has its own)."""
     base = "/tmp" if os.access("/tmp", os.W_OK | os.X_OK) else tempfile.gettempdir()
-    return os.path.join(base, "edgebench-%s.lock" % name)
+    return os.path.join(base, f"edgebench-{name}.lock")
 
 
-def open_lock(path):
+def open_lock(path: str) -> int:
     """Open a lock file that any user may hold; never through a link, never O_CREAT on another
     user's file (fs.protected_regular refuses that in sticky directories)."""
-    flags = os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(path, flags)
-    except FileNotFoundError:
-        pass
-    try:
-        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
-    except FileExistsError:
-        return os.open(path, flags)
-    os.fchmod(descriptor, 0o666)
-    return descriptor
+        with contextlib.suppress(FileNotFoundError):
+            return os.open(path, flags)
+        try:
+            descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+        except FileExistsError:
+            return os.open(path, flags)
+        os.fchmod(descriptor, 0o666)
+        return descriptor
+    except OSError as error:
+        raise AgentError("lock", f"can't open the lock {path}: {error.strerror}") from error
 
 
-def try_lock(descriptor):
+def try_lock(descriptor: int, kind: int = fcntl.LOCK_EX) -> bool:
+    """Take a lock if it is free. The kernel drops it with the last process that has it open."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK):
             return False
@@ -1098,7 +1151,26 @@ def try_lock(descriptor):
     return True
 
 
-def holder(path):
+def is_held(descriptor: int) -> bool:
+    """Whether somebody holds a lock. Closes the descriptor. Looks don't disturb each other."""
+    try:
+        return not try_lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def take_lock(path: str) -> int | None:
+    """A descriptor that holds the lock, or None while somebody else measures."""
+    descriptor = open_lock(path)
+    for _ in range(5):
+        if try_lock(descriptor):
+            return descriptor
+        time.sleep(0.02)  # somebody may only be looking
+    os.close(descriptor)
+    return None
+
+
+def holder(path: str) -> Document:
     """Who holds a lock, as its owner wrote it: data for a message, never trusted."""
     try:
         with open(path, encoding="utf-8", errors="replace") as stream:
@@ -1108,52 +1180,61 @@ def holder(path):
     return found if isinstance(found, dict) else {}
 
 
+# ---------------------------------------------------------------- serving the host
+
+
 class Server:
     """The host's end of the agent: one request a line, one reply a line, events in between."""
 
-    def __init__(self, root, lock, stdin, stdout):
+    def __init__(self, root: str, lock: str, stdin: TextIO, stdout: TextIO) -> None:
         self.root = os.path.abspath(os.path.expanduser(root))
         self.lock_path = lock_path(lock)
         self.stdin = stdin
         self.stdout = stdout
         self._writing = threading.Lock()
 
-    def say(self, document):
+    def say(self, line: str) -> None:
+        """Write one line; replies and events of several threads don't mix."""
         with self._writing:
-            self.stdout.write(json.dumps(document) + "\n")
+            self.stdout.write(line + "\n")
             self.stdout.flush()
 
-    def run(self):
-        with self._writing:
-            self.stdout.write("\n%s %d\n" % (SENTINEL, PROTOCOL))
-            self.stdout.flush()
-        for line in self.stdin:
-            if not line.strip():
-                continue
-            try:
-                request = json.loads(line)
-                operation = getattr(self, "do_" + request["op"].replace("-", "_"), None)
-                if operation is None:
-                    raise AgentError("unknown-op", "this agent does not know %r" % request["op"])
-                reply = operation(request)
-            except AgentError as error:
-                reply = {"error": dict(error.more, code=error.code, message=error.message)}
-            except OSError as error:
-                code = "disk-full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "os"
-                reply = {"error": {"code": code, "message": str(error)}}
-            except (KeyError, TypeError, ValueError) as error:
-                reply = {"error": {"code": "bad-request", "message": repr(error)}}
-                request = request if isinstance(locals().get("request"), dict) else {}
-            self.say(dict(reply, id=request.get("id")))
-        # EOF: the host is gone. Runs are detached and go on; this process has nothing left to do.
-        self.stdout.flush()
-        os._exit(0)
+    def run(self) -> None:
+        """Answer until the host is gone. Runs are detached and go on; nothing is left to do."""
+        try:
+            self.say(f"\n{SENTINEL} {PROTOCOL}")
+            for line in self.stdin:
+                if line.strip():
+                    self.say(json.dumps(self.answer(line)))
+        except BrokenPipeError:
+            pass
+        os._exit(0)  # threads that still follow a run have nobody to tell
+
+    def answer(self, line: str) -> Document:
+        """The reply to one request line."""
+        number = None
+        try:
+            request = json.loads(line)
+            number = request.get("id")
+            name = str(request["op"])
+            operation = getattr(self, "do_" + name.replace("-", "_"), None)
+            if operation is None:
+                raise AgentError("unknown-op", f"this agent does not know {name!r}")
+            return dict(operation(request), id=number)
+        except AgentError as error:
+            found = dict(error.more, code=error.code, message=error.message)
+        except OSError as error:
+            found = {"code": "disk-full" if disk_is_full(error) else "os", "message": str(error)}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            found = {"code": "bad-request", "message": repr(error)}
+        return {"id": number, "error": found}
 
     # -- about the device
 
-    def do_hello(self, request):
+    def do_hello(self, request: Document) -> Document:
+        """Who is there."""
         os.makedirs(self.root, exist_ok=True)
-        disk = shutil.disk_usage(self.root)
+        held = is_held(open_lock(self.lock_path))
         return {
             "protocol": PROTOCOL,
             "pid": os.getpid(),
@@ -1161,21 +1242,26 @@ class Server:
             "root": self.root,
             "identity": identity(),
             "versions": versions(),
-            "disk_free_bytes": disk.free,
-            "lock": {"path": self.lock_path, "held_by": self.lock_holder()},
+            "disk_free_bytes": shutil.disk_usage(self.root).free,
+            "lock": {
+                "path": self.lock_path,
+                "held_by": holder(self.lock_path) if held else None,
+            },
             "clock": self.do_clock(request),
         }
 
-    def do_clock(self, request):
+    def do_clock(self, request: Document) -> Document:
+        """The device's time."""
         return {"monotonic_ns": clock(), "unix_ns": time.time_ns()}
 
-    def do_state(self, request):
+    def do_state(self, request: Document) -> Document:
+        """The device's state, now and some seconds later."""
         cpus = request.get("cpus") or available_cpus()
         first = device_state("before", None, cpus)
         time.sleep(min(float(request.get("seconds", 0)), 10.0))
         return {"state": first, "later": device_state("before", None, cpus)}
 
-    def do_provider(self, request):
+    def do_provider(self, request: Document) -> Document:
         """Import ONNX Runtime, in a process of its own, and say what it offers."""
         script = (
             "import json,time;t=time.perf_counter();import onnxruntime as o;"
@@ -1183,35 +1269,40 @@ class Server:
             "'import_s':time.perf_counter()-t}))"
         )
         done = subprocess.run(
-            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            [sys.executable, "-c", script],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            check=False,
         )
         if done.returncode:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            return {"missing": lines[-1] if lines else "exit status %d" % done.returncode}
-        return {"runtime": json.loads(done.stdout)}
+            return {"missing": lines[-1] if lines else f"exit status {done.returncode}"}
+        # What a library says while it is imported comes before our line.
+        return {"runtime": json.loads(done.stdout.splitlines()[-1])}
 
     # -- files, by digest
 
-    def blob(self, digest):
+    def blob(self, digest: str) -> str:
+        """The path of a cached file."""
         if not re.match(r"^[0-9a-f]{64}$", digest):
-            raise AgentError("bad-request", "not a SHA-256: %r" % digest)
+            raise AgentError("bad-request", f"not a SHA-256: {digest!r}")
         return os.path.join(self.root, "cache", digest)
 
-    def do_missing(self, request):
-        os.makedirs(os.path.join(self.root, "cache"), exist_ok=True)
-        lacking = [
-            digest
-            for digest, size in request["files"].items()
-            if not os.path.isfile(self.blob(digest) + ".ok")
-            or not os.path.isfile(self.blob(digest))
-            or os.path.getsize(self.blob(digest)) != size
-        ]
-        return {"missing": lacking, "cache": os.path.join(self.root, "cache")}
+    def has_blob(self, digest: str, size: int) -> bool:
+        """Whether a file has arrived whole: it was verified, and has not been cut since."""
+        path = self.blob(digest)
+        whole = os.path.isfile(path) and os.path.getsize(path) == size
+        return whole and os.path.isfile(path + ".ok")
 
-    def do_verify(self, request):
+    def do_missing(self, request: Document) -> Document:
+        """Which files of a list of digests and sizes have to be sent, and where to."""
+        cache = os.path.join(self.root, "cache")
+        os.makedirs(cache, exist_ok=True)
+        files = request["files"].items()
+        return {"missing": [d for d, size in files if not self.has_blob(d, size)], "cache": cache}
+
+    def do_verify(self, request: Document) -> Document:
         """Hash a file that was just sent; a wrong one is removed."""
-        import hashlib
-
         path, hashed = self.blob(request["digest"]), hashlib.sha256()
         with open(path, "rb") as stream:
             for chunk in iter(lambda: stream.read(1 << 20), b""):
@@ -1225,49 +1316,89 @@ class Server:
 
     # -- runs
 
-    def run_dir(self, run):
+    def run_dir(self, run: str) -> str:
+        """The spool of a run."""
         if not re.match(r"^[0-9A-Za-z-]{1,64}$", run):
-            raise AgentError("bad-request", "not a run id: %r" % run)
+            raise AgentError("bad-request", f"not a run id: {run!r}")
         return os.path.join(self.root, "runs", run)
 
-    def lock_holder(self):
-        try:
-            descriptor = open_lock(self.lock_path)
-        except OSError as error:
-            raise AgentError("lock", "can't open %s: %s" % (self.lock_path, error)) from error
-        try:
-            return None if try_lock(descriptor) else holder(self.lock_path)
-        finally:
-            os.close(descriptor)
+    def known_run(self, run: str) -> str:
+        """The spool of a run that was started here and has not been forgotten."""
+        run_dir = self.run_dir(run)
+        if not os.path.isfile(os.path.join(run_dir, "plan.json")):
+            raise AgentError("no-run", "no such run here")
+        return run_dir
 
-    def do_start(self, request):
+    def do_start(self, request: Document) -> Document:
         """Start a run, detached. The same run again is answered without starting it twice."""
         plan = request["plan"]
         if plan["agent_protocol"] != PROTOCOL:
-            raise AgentError("protocol", "this agent speaks protocol %d" % PROTOCOL)
+            raise AgentError("protocol", f"this agent speaks protocol {PROTOCOL}")
         run_dir = self.run_dir(plan["id"])
+        known = {"started": False, "run_dir": run_dir}
         if os.path.exists(os.path.join(run_dir, "plan.json")):
-            return {"started": False, "run_dir": run_dir}
-        needed = int(request.get("disk_bytes", 0)) + RESERVE_BYTES
-        os.makedirs(run_dir, exist_ok=True)
-        free = shutil.disk_usage(run_dir).free
-        if free < needed:
-            shutil.rmtree(run_dir)
-            raise AgentError(
-                "disk-full", "%d MB free, the run needs %d MB" % (free >> 20, (needed >> 20) + 1)
-            )
-        lock = open_lock(self.lock_path)
+            return known
+        lock = take_lock(self.lock_path)
+        if lock is None:
+            if os.path.exists(os.path.join(run_dir, "plan.json")):
+                return known  # it was started meanwhile, by a request whose reply got lost
+            owner = holder(self.lock_path)
+            raise AgentError("busy", "another measurement holds the device", holder=owner)
         try:
-            if not try_lock(lock):
+            self.sweep()
+            shutil.rmtree(run_dir, ignore_errors=True)  # left by a start of this run that died
+            os.makedirs(run_dir)
+            try:
+                self.prepare(run_dir, plan, int(request.get("disk_bytes", 0)))
+                self.launch(run_dir, plan, lock)
+            except BaseException:
+                shutil.rmtree(run_dir, ignore_errors=True)
+                raise
+        finally:
+            os.close(lock)
+        return {"started": True, "run_dir": run_dir}
+
+    def sweep(self) -> None:
+        """Remove what starts left that died before there was a plan."""
+        for run_dir in glob.glob(os.path.join(self.root, "runs", "*", "")):
+            age_s = time.time() - os.path.getmtime(run_dir)
+            if age_s > 60 and not os.path.exists(os.path.join(run_dir, "plan.json")):
                 shutil.rmtree(run_dir)
-                raise AgentError("busy", "another measurement holds the device",
-                                 holder=holder(self.lock_path))
-            self.assemble(run_dir, plan)
-            alive = os.open(os.path.join(run_dir, "alive"), os.O_RDWR | os.O_CREAT, 0o600)
+
+    def prepare(self, run_dir: str, plan: Document, disk_bytes: int) -> None:
+        """Make a run's directory ready: room on the disk, the reserve, artifacts, the plan."""
+        free, needed = shutil.disk_usage(run_dir).free, disk_bytes + RESERVE_BYTES
+        if free < needed:
+            text = f"{free >> 20} MiB free, the run needs {(needed >> 20) + 1} MiB"
+            raise AgentError("disk-full", text)
+        with open(os.path.join(run_dir, "reserve"), "wb") as stream:
+            stream.write(b"\0" * RESERVE_BYTES)
+        for entry in plan["artifacts"]:
+            if entry.get("files") and not entry.get("path"):
+                entry["path"] = self.assemble(run_dir, entry)
+        write_json(os.path.join(run_dir, "plan.json"), plan)
+
+    def assemble(self, run_dir: str, entry: Document) -> str:
+        """An artifact's directory, as hard links into the cache (or links to a path)."""
+        target = os.path.join(run_dir, "artifacts", entry["digest"].split(":")[-1])
+        for name, file in entry["files"].items():
+            path = os.path.normpath(os.path.join(target, name))
+            if not path.startswith(target + os.sep):
+                raise AgentError("bad-request", f"a file name leaves the artifact: {name!r}")
+            if not self.has_blob(file["sha256"], file["bytes"]):
+                raise AgentError("truncated", f"the cached copy of {name} is broken or missing")
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            try:
+                os.link(self.blob(file["sha256"]), path)
+            except OSError:
+                os.symlink(self.blob(file["sha256"]), path)
+        return target
+
+    def launch(self, run_dir: str, plan: Document, lock: int) -> None:
+        """Start the supervisor, which inherits the device's lock and its own sign of life."""
+        alive = os.open(os.path.join(run_dir, "alive"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
             try_lock(alive)
-            with open(os.path.join(run_dir, "reserve"), "wb") as stream:
-                stream.write(b"\0" * RESERVE_BYTES)
-            write_json(os.path.join(run_dir, "plan.json"), plan)
             with open(os.path.join(run_dir, "supervisor.log"), "ab") as log:
                 child = subprocess.Popen(
                     [sys.executable, os.path.abspath(__file__), "supervise", run_dir],
@@ -1278,162 +1409,122 @@ class Server:
                     pass_fds=(lock, alive),
                     cwd="/",
                 )
-            os.close(alive)
-            mark = json.dumps(
-                {"run": plan["id"], "pid": child.pid, "owner": plan.get("owner"),
-                 "since_unix": int(time.time())}
-            )
-            os.ftruncate(lock, 0)
-            os.pwrite(lock, mark.encode(), 0)
-        except BaseException:
-            if not os.path.exists(os.path.join(run_dir, "plan.json")):
-                shutil.rmtree(run_dir, ignore_errors=True)
-            raise
         finally:
-            os.close(lock)
+            os.close(alive)
+        mark = {"run": plan["id"], "pid": child.pid, "owner": plan.get("owner")}
+        text = json.dumps(dict(mark, since_unix=int(time.time())))
+        with contextlib.suppress(OSError):  # who it is is only told; that it is held is what counts
+            os.ftruncate(lock, 0)
+            os.pwrite(lock, text.encode(), 0)
         # Reap the supervisor if it ends while we are here.
         threading.Thread(target=child.wait, daemon=True).start()
-        return {"started": True, "run_dir": run_dir}
 
-    def assemble(self, run_dir, plan):
-        """Artifact directories of this run, as hard links into the cache (or links to a path)."""
-        for entry in plan["artifacts"]:
-            if entry.get("path") or not entry.get("files"):
-                continue
-            target = os.path.join(run_dir, "artifacts", entry["digest"].split(":")[-1])
-            os.makedirs(target)
-            for name, file in entry["files"].items():
-                path = os.path.normpath(os.path.join(target, name))
-                if not path.startswith(target + os.sep):
-                    raise AgentError("bad-request", "file name leaves the artifact: %r" % name)
-                os.makedirs(os.path.dirname(path), exist_ok=True)
-                blob = self.blob(file["sha256"])
-                if not os.path.isfile(blob + ".ok") or os.path.getsize(blob) != file["bytes"]:
-                    raise AgentError("truncated", "the cached copy of %s is broken" % name)
-                try:
-                    os.link(blob, path)
-                except OSError:
-                    os.symlink(blob, path)
-            entry["path"] = target
-
-    def is_alive(self, run_dir):
-        try:
-            descriptor = os.open(os.path.join(run_dir, "alive"), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        try:
-            return not try_lock(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def status(self, run_dir):
-        if os.path.exists(os.path.join(run_dir, "result.json")):
+    def status(self, run_dir: str) -> str:
+        """running, ended, or lost: its supervisor died before it could say how the run ended."""
+        result = os.path.join(run_dir, "result.json")
+        if os.path.exists(result):
             return "ended"
-        # The order matters: it may end between the two looks.
-        if self.is_alive(run_dir):
-            return "running"
-        return "ended" if os.path.exists(os.path.join(run_dir, "result.json")) else "lost"
+        # In this order: it may end between the two looks.
+        with contextlib.suppress(FileNotFoundError):
+            if is_held(os.open(os.path.join(run_dir, "alive"), os.O_RDWR)):
+                return "running"
+        return "ended" if os.path.exists(result) else "lost"
 
-    def do_runs(self, request):
+    def do_runs(self, request: Document) -> Document:
+        """All runs that nobody has forgotten."""
         found = []
-        base = os.path.join(self.root, "runs")
-        for run in sorted(os.listdir(base)) if os.path.isdir(base) else []:
-            run_dir = os.path.join(base, run)
-            if os.path.exists(os.path.join(run_dir, "plan.json")):
-                plan = read_json(os.path.join(run_dir, "plan.json"))
-                found.append(
-                    {"run": run, "status": self.status(run_dir), "owner": plan.get("owner"),
-                     "store": plan.get("store"), "names": [entry["name"] for entry in plan["artifacts"]]}
-                )
+        for path in sorted(glob.glob(os.path.join(self.root, "runs", "*", "plan.json"))):
+            run_dir = os.path.dirname(path)
+            plan = read_json(path)
+            found.append(
+                {
+                    "run": os.path.basename(run_dir),
+                    "status": self.status(run_dir),
+                    "owner": plan.get("owner"),
+                    "store": plan.get("store"),
+                    "names": [entry["name"] for entry in plan["artifacts"]],
+                }
+            )
         return {"runs": found}
 
-    def do_follow(self, request):
+    def do_follow(self, request: Document) -> Document:
         """Stream the run's events from a byte offset, in a thread, until it ends."""
-        run_dir = self.run_dir(request["run"])
-        if not os.path.isfile(os.path.join(run_dir, "plan.json")):
-            raise AgentError("no-run", "no such run here")
-        threading.Thread(
-            target=self.follow, args=(request["run"], run_dir, int(request.get("offset", 0))),
-            daemon=True,
-        ).start()
+        run_dir = self.known_run(request["run"])
+        arguments = (request["run"], run_dir, int(request.get("offset", 0)))
+        threading.Thread(target=self.follow, args=arguments, daemon=True).start()
         return {}
 
-    def follow(self, run, run_dir, offset):
+    def follow(self, run: str, run_dir: str, offset: int) -> None:
+        """The thread of ``do_follow``. A negative offset leaves out what was there before."""
         path = os.path.join(run_dir, "events.jsonl")
-        while True:
-            status = self.status(run_dir)
-            if os.path.exists(path):
-                with open(path, "rb") as stream:
-                    if offset < 0:  # only what is new: after a lost connection
-                        offset = stream.read().rfind(b"\n") + 1
-                    stream.seek(offset)
-                    data = stream.read()
-                whole = data[: data.rfind(b"\n") + 1]
+        status = "running"
+        while status == "running":
+            status = self.status(run_dir)  # before reading, so that nothing is missed
+            data = b""
+            with contextlib.suppress(FileNotFoundError), open(path, "rb") as stream:
+                if offset < 0:
+                    offset = stream.read().rfind(b"\n") + 1
+                stream.seek(offset)
+                data = stream.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            offset += len(whole)
+            with contextlib.suppress(BrokenPipeError):  # the main thread sees it too
                 for line in whole.splitlines():
-                    self.say({"run": run, "event": json.loads(line)})
-                offset += len(whole)
-            if status != "running":
-                self.say({"run": run, "ended": status})
-                return
+                    self.say(json.dumps({"run": run, "event": json.loads(line)}))
+                if status != "running":
+                    self.say(json.dumps({"run": run, "ended": status}))
             time.sleep(0.1)
 
-    def do_collect(self, request):
+    def do_collect(self, request: Document) -> Document:
         """What to fetch of a run that has ended: file names, sizes and digests."""
-        import hashlib
-
-        run_dir = self.run_dir(request["run"])
-        if not os.path.isfile(os.path.join(run_dir, "plan.json")):
-            raise AgentError("no-run", "no such run here")
+        run_dir = self.known_run(request["run"])
         status = self.status(run_dir)
         if status == "running":
             raise AgentError("running", "the run has not ended")
         name = "result.json" if status == "ended" else "partial.json"
         if not os.path.exists(os.path.join(run_dir, name)):
             log = (read_text(os.path.join(run_dir, "supervisor.log")) or "")[-2000:]
-            raise AgentError("nothing", "the run died before it had measured anything. %s" % log)
+            text = f"the run died before it had measured anything. {log}".strip()
+            raise AgentError("nothing", text)
+        samples = [item["file"] for item in read_json(os.path.join(run_dir, name))["samples"]]
         files = {}
-        names = [name, "plan.json", "state.jsonl"]
-        names += [item["file"] for item in read_json(os.path.join(run_dir, name))["samples"]]
-        for item in names:
-            path = os.path.join(run_dir, item)
-            with open(path, "rb") as stream:
+        for item in (name, "plan.json", "state.jsonl", *samples):
+            with open(os.path.join(run_dir, item), "rb") as stream:
                 data = stream.read()
             files[item] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         return {"status": status, "result": name, "run_dir": run_dir, "files": files}
 
-    def do_cancel(self, request):
-        """End a run now; what it had finished stays until it is forgotten."""
-        run_dir = self.run_dir(request["run"])
-        held = holder(self.lock_path)
-        if self.status(run_dir) == "running" and held.get("run") == request["run"]:
-            os.kill(int(held["pid"]), signal.SIGTERM)
+    def do_cancel(self, request: Document) -> Document:
+        """End a run soon; what it has measured stays until it is forgotten."""
+        open(os.path.join(self.known_run(request["run"]), "cancel"), "wb").close()
         return {}
 
-    def do_forget(self, request):
+    def do_forget(self, request: Document) -> Document:
         """Remove a run's spool, once the host has stored it."""
-        run_dir = self.run_dir(request["run"])
+        run_dir = self.known_run(request["run"])
         if self.status(run_dir) == "running":
             raise AgentError("running", "the run has not ended")
-        shutil.rmtree(run_dir, ignore_errors=False)
+        shutil.rmtree(run_dir)
         return {}
 
 
-def serve(root, lock):
+def serve(root: str, lock: str) -> int:
     """Role ``serve``. Requests on stdin, replies on stdout after the sentinel line."""
     activate_site(os.path.join(os.path.abspath(os.path.expanduser(root)), "site", "active"))
     Server(root, lock, sys.stdin, sys.stdout).run()
     return 0
 
 
-def activate_site(directory):
+def activate_site(directory: str) -> None:
     """Packages that `edgebench setup` unpacked on this device come before the system's own."""
     if os.path.isdir(directory):
         sys.path.insert(0, directory)
-        paths = [directory] + [p for p in (os.environ.get("PYTHONPATH"),) if p]
-        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        paths = [directory, os.environ.get("PYTHONPATH", "")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
+    """The command line: one role."""
     parser = argparse.ArgumentParser(description="The edgebench agent.")
     roles = parser.add_subparsers(dest="role", required=True)
     serving = roles.add_parser("serve")

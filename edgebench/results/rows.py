@@ -143,7 +143,7 @@ def _figures(loaded: Loaded, index: int) -> Row:
     if mean is not None:
         row |= _estimate("throughput_per_s", stats.throughput(mean, recording.protocol.batch))
     good = [each for each in recording.launches if each.outcome == "ok"]
-    loads = [ns for each in good for ns in each.load_ns[index : index + 1]]
+    loads = [ns for each in good for ns in each.load_ns[index : index + 1] if ns is not None]
     row |= _estimate("load_time_ms", stats.over_launches(loads), _NS_PER_MS)
     warmups = [w for each in good for w in each.warmup[index : index + 1]]
     done = [w for w in warmups if w is not None]
