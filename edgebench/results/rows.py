@@ -148,7 +148,7 @@ def _figures(loaded: Loaded, index: int) -> Row:
     warmups = [w for each in good for w in each.warmup[index : index + 1]]
     done = [w for w in warmups if w is not None]
     row["warmup_calls"] = max((w.calls for w in done), default=None)
-    row["warmup_steady"] = all(w is not None and w.steady for w in warmups) if warmups else None
+    row["warmup_steady"] = all(w is not None and w.steady for w in warmups) if done else None
     return row
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from edgebench.recording import Solo
 from edgebench.results.api import results
 from edgebench.results.columns import TABLES
 from edgebench.results.store import Store
 from edgebench.results.tables import build, write
-from tests.results.make import make_manifest, make_recording, make_samples, make_state
+from tests.results.make import MILLISECOND, make_manifest, make_recording, make_samples, make_state
 
 FILES = [f"{table}.{kind}" for table in TABLES for kind in ("csv", "parquet")]
 PERCENTILES = ("p50", "p90", "p95", "p99", "p999")
@@ -269,6 +270,27 @@ def test_a_session_in_which_nothing_was_measured_still_has_its_rows(tmp_path):
     figures = [f"latency_{p}_ms" for p in PERCENTILES] + ["load_time_ms", "accuracy"]
     assert frame[figures].isna().all(axis=None)
     assert all("nothing-measured" in codes for codes in frame["reasons"])
+
+
+def test_an_artifact_that_could_not_be_loaded_has_a_row_without_figures(tmp_path):
+    recording = make_recording(("fp32", "int8"))
+    solo = [
+        recording.solo[0],
+        Solo(artifact=1, outcome="out-of-memory", error="limit of 100 MB"),
+    ]
+    launches = [
+        each.model_copy(update={"load_ns": [MILLISECOND, None], "warmup": [each.warmup[0], None]})
+        for each in recording.launches
+    ]
+    recording = recording.model_copy(update={"solo": solo, "launches": launches})
+    store = Store(tmp_path)
+    store.write(recording, make_samples(5, (40.0,)), make_state())
+    frame = build(store.load_all()[0]).latency
+    assert list(frame["verdict"]) == ["VALID", "INVALID"]
+    assert list(frame["n"]) == [40 * 4 * 5, 0]
+    absent = ["load_time_ms", "warmup_steady", "memory_peak_rss_mb", "speedup_vs_reference"]
+    assert frame.loc[1, absent].isna().all()
+    assert frame["reasons"][1].startswith("out-of-memory;nothing-measured")
 
 
 def test_a_recording_made_in_a_notebook_pivots(root):
