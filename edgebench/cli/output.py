@@ -66,7 +66,7 @@ def progress() -> Iterator[Update]:
 
         def plain(text: str, share: float | None = None, /) -> None:
             nonlocal said
-            step = text.split(" · ", maxsplit=1)[0]
+            step = text.split(" · ", maxsplit=1)[0].split(": ", maxsplit=1)[0]
             if step != said:
                 said = step
                 typer.echo(f"  {text}", err=True)
