@@ -47,6 +47,22 @@ class Client:
             check=False,
         )
 
+    def start(self, argv: Sequence[str]) -> subprocess.Popen[str]:
+        """Start `argv` over the real OpenSSH client and leave it running, with pipes to it."""
+        return subprocess.Popen(
+            self.ssh_argv(argv),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+
+def said(done: subprocess.CompletedProcess[str]) -> str:
+    """What a command printed, stripped; AssertionError with its complaint where it failed."""
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
 
 def make_key(path: Path) -> str:
     """Make a key pair at `path` and return the public half, as one line without a comment."""

@@ -83,7 +83,7 @@ class Keeper:
         fds = (theirs.fileno(), live_theirs.fileno())
         self.fuse, self._log = Path(config["fuse"]), Path(config["log"])
         self._control, self._guard = ours, threading.Lock()
-        with theirs, live_theirs:
+        with theirs, live_theirs, self._log.open("a") as log:
             self._process = subprocess.Popen(
                 ["unshare", "--mount", "--net", "--propagation", "private", sys.executable]
                 + ["-m", ".".join([*PACKAGE, "sysfs"]), *map(str, fds), json.dumps(dict(config))],
@@ -91,7 +91,8 @@ class Keeper:
                 env=HELPER_ENV,
                 pass_fds=fds,
                 stdin=subprocess.DEVNULL,
-                stderr=self._log.open("a"),
+                stderr=log,
+                start_new_session=True,  # so that Ctrl-C in a terminal is the tests' alone
             )
         self.pid = self._process.pid  # unshare becomes the keeper by exec
         self._answering = threading.Thread(target=self._answer, args=(live_ours, live), daemon=True)
@@ -148,19 +149,21 @@ class Machine:
         self._cgroup_procs = str(config["cgroup_procs"])
         boottime_offset_s = uptime_s - int(time.clock_gettime(time.CLOCK_BOOTTIME))
         log = Path(config["log"])
-        self._process = subprocess.Popen(
-            keeper.enter(
-                ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc"]
-                + ["--time", f"--monotonic={offset_s}", f"--boottime={boottime_offset_s}"]
-                + [sys.executable, "-m", ".".join([*PACKAGE, "init"]), json.dumps(dict(config))]
-            ),
-            cwd=IMPORT_ROOT,
-            env=HELPER_ENV,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log.open("a"),
-            text=True,
-        )
+        with log.open("a") as errors:
+            self._process = subprocess.Popen(
+                keeper.enter(
+                    ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--uts", "--ipc"]
+                    + ["--time", f"--monotonic={offset_s}", f"--boottime={boottime_offset_s}"]
+                    + [sys.executable, "-m", ".".join([*PACKAGE, "init"]), json.dumps(dict(config))]
+                ),
+                cwd=IMPORT_ROOT,
+                env=HELPER_ENV,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,
+                text=True,
+            )
         said = _pipe(self._process.stdout).readline()
         if not said:
             self._process.wait(WAIT_S)

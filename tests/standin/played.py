@@ -28,8 +28,9 @@ class Played:
         `path` is below /sys ("class/thermal/thermal_zone0/temp"), or "/proc/loadavg" and the like
         (PLAYED_PROC), or "/vcgencmd/get_throttled". A value that is a function gets the device's
         CLOCK_MONOTONIC in seconds and is asked at every read; OSError from it is what the reader
-        gets. A newline is added unless the text ends with one or with NUL. With `error` the file
-        exists but every read fails with that errno.
+        gets (any other exception ends the serving of all such values). A newline is added unless
+        the text ends with one or with NUL. With `error` the file exists but every read fails with
+        that errno.
         """
         path = _played(path)
         if callable(value):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .clients import make_key
 from .device import Device
-from .machine import command, until
+from .machine import WAIT_S, command, until
 
 
 class StandIn(Device):
@@ -43,6 +43,8 @@ class StandIn(Device):
             return not found
 
         until("every sshd is dead", none_left)
+        if self._sshd is not None:
+            self._sshd.wait(WAIT_S)
 
     def rotate_host_key(self) -> str:
         """Give the device another host key, which no client knows; return its fingerprint."""
@@ -58,21 +60,15 @@ class StandIn(Device):
 
     def cut_network(self) -> None:
         """Pull the cable: packets vanish both ways, and connections hang."""
-        self._device_ip("link set eth0 down")
+        self._cable.pull()
 
     def restore_network(self) -> None:
         """Plug the cable in again. TCP goes on when it next tries."""
-        self._device_ip("link set eth0 up")
+        self._cable.plug()
 
     def shape_network(self, mbit_per_s: float | None) -> None:
         """Limit the link's rate in both directions; None lifts the limit."""
-        for enter, card in ((list, self._slot.link), (self._keeper.enter, "eth0")):
-            where = ["tc", "qdisc"]
-            if mbit_per_s is None:
-                command(enter([*where, "delete", "dev", card, "root"]))
-            else:
-                rate = ["tbf", "rate", f"{mbit_per_s}mbit", "burst", "32kb", "latency", "100ms"]
-                command(enter([*where, "replace", "dev", card, "root", *rate]))
+        self._cable.shape(mbit_per_s)
 
     def step_clock(self, seconds: float) -> None:
         """Step the wall clock of every process, running ones too; CLOCK_MONOTONIC goes on."""
