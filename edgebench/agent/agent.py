@@ -399,7 +399,8 @@ class OnnxRuntime(Runtime):
         settings.add_session_config_entry(
             "session.intra_op.allow_spinning", "1" if options.get("allow_spinning") else "0"
         )
-        for key, value in sorted(options.get("session_options", {}).items()):
+        self.entries = dict(options.get("session_options", {}))
+        for key, value in sorted(self.entries.items()):
             settings.add_session_config_entry(key, str(value))
         wanted = options["provider"]
         offered = onnxruntime.get_available_providers()
@@ -435,7 +436,7 @@ class OnnxRuntime(Runtime):
         return self.session.run(None, {name: feed[name] for name in self.inputs})[0]
 
     def execution(self) -> Document:
-        return {"providers": self.session.get_providers()}
+        return {"providers": self.session.get_providers(), "session_options": self.entries}
 
 
 def provider_options(options: Mapping[str, Any]) -> dict[str, str]:
@@ -662,7 +663,10 @@ def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, in
     kind = entry.get("runtime") or protocol["runtime"]["kind"]
     if kind not in RUNTIMES:
         raise AgentError("runtime", f"this agent has no runtime {kind!r}")
-    options = dict(protocol["runtime"], session_options=entry.get("session_options", {}))
+    entries = dict(entry.get("session_options", {}))
+    if x86_without_vnni():
+        entries.update(entry.get("session_options_x86_without_vnni", {}))
+    options = dict(protocol["runtime"], session_options=entries)
     model = os.path.join(entry["path"], entry["model"]) if entry.get("model") else None
     begin = clock()
     runtime = RUNTIMES[kind](model, options)
@@ -673,6 +677,13 @@ def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, in
         batches = feeds(arrays, protocol["batch"], protocol["seq_len"])
         bindings = [runtime.bind(feed) for feed in batches]
     return Lane(index, runtime, bindings), load_ns
+
+
+def x86_without_vnni() -> bool:
+    """Whether 8-bit products may saturate here: x86-64 without AVX-VNNI or AVX-512 VNNI."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return False
+    return "vnni" not in (read_text("/proc/cpuinfo") or "")
 
 
 def peak_rss_bytes() -> int:

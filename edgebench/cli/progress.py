@@ -75,7 +75,7 @@ class RunProgress:
 
     def _started(self, event: dict[str, Any]) -> None:
         plan = event["plan"]
-        self.names = [entry["name"] for entry in plan["artifacts"]]
+        self.names = [entry.get("label", entry["name"]) for entry in plan["artifacts"]]
         self.launches = plan["protocol"]["launches"]
         self.needed = plan["protocol"]["stop"]["min_count"]
 
@@ -123,4 +123,4 @@ class RunProgress:
 
     def _short(self, index: int) -> str:
         """The part of the name by which the artifacts differ: usually the precision."""
-        return self._name(index).rsplit("-", 1)[-1]
+        return self._name(index).rsplit(" ", 1)[-1]

@@ -46,6 +46,8 @@ from edgebench.workspace import ensure_dir
 #: Every event names its "device".
 Reporter = Callable[[dict[str, Any]], None]
 
+#: Configuration entries of the runtime's session that a scheme asks for, in its manifest's details.
+_SESSION_OPTIONS = ("session_options", "session_options_x86_without_vnni")
 #: How often a busy device is asked again, and a lost one looked for (seconds).
 BUSY_POLL_S = 2.0
 RECONNECT_POLL_S = 3.0
@@ -397,6 +399,7 @@ def _entry(artifact: Artifact) -> dict[str, Any]:
 def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
     """What the worker needs of an artifact."""
     manifest = artifact.manifest
+    details = manifest.quantization.details
     return {
         "name": artifact.name,
         "digest": artifact.digest,
@@ -405,7 +408,8 @@ def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
         "model": manifest.model,
         "inputs": manifest.data.inputs,
         "evaluation": manifest.data.evaluation,
-        "session_options": dict(manifest.quantization.details.get("session_options", {})),
+        "label": f"{artifact.name} {manifest.quantization.scheme}",
+        **{key: dict(details[key]) for key in _SESSION_OPTIONS if key in details},
     }
 
 
