@@ -50,16 +50,20 @@ def storage_errors(where: Path) -> Iterator[None]:
     """Turn the system's "no space" and "not allowed" into StorageError."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _FULL:
+    except (OSError, StorageError) as error:
+        # The quantiser wraps the system's error, and names a hidden directory; say it our way.
+        cause = error.__cause__ if isinstance(error, StorageError) else error
+        if not isinstance(cause, OSError):
+            raise
+        if cause.errno in _FULL:
             raise StorageError(
                 "the disk is full; nothing was written",
                 where=str(where),
                 fix="Free some space, or give another directory with --out.",
             ) from error
-        if error.errno in _REFUSED or error.errno in {errno.ENOTDIR, errno.EEXIST}:
+        if cause.errno in _REFUSED or cause.errno in {errno.ENOTDIR, errno.EEXIST}:
             raise StorageError(
-                f"the directory can't be written: {error.strerror}",
+                f"the directory can't be written: {cause.strerror}",
                 where=str(where),
                 fix="Mend its permissions, or give another directory with --out.",
             ) from error

@@ -1,0 +1,83 @@
+"""Tiny models and adapters, written once a session, and the bundled adapter's artifacts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from edgebench.artifact import Artifact
+from edgebench.export import ExportRequest, export
+from tests.export import tiny
+from tests.fixtures_export import minilm_artifacts, require
+
+__all__ = ["minilm_artifacts"]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require("torch", "transformers", "peft", "onnxscript")
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(scope="session")
+def tiny_base(models: Path) -> Path:
+    return tiny.write_bert(models / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def short_base(models: Path) -> Path:
+    """One layer, for tests that are about something else."""
+    return tiny.write_bert(models / "short-bert", layers=1)
+
+
+@pytest.fixture(scope="session")
+def short_adapter(models: Path, short_base: Path) -> Path:
+    return tiny.write_adapter(short_base, models / "short-adapter")
+
+
+@pytest.fixture(scope="session")
+def tiny_adapter(models: Path, tiny_base: Path) -> Path:
+    return tiny.write_adapter(tiny_base, models / "tiny-adapter")
+
+
+@pytest.fixture(scope="session")
+def tiny_data(models: Path) -> Path:
+    return tiny.write_data(models / "tiny.jsonl")
+
+
+class ExportTiny(Protocol):
+    def __call__(self, out: Path, **changes: object) -> Artifact: ...
+
+
+@pytest.fixture(scope="session")
+def merged(export_tiny: ExportTiny, models: Path) -> Artifact:
+    return export_tiny(models / "out")
+
+
+@pytest.fixture(scope="session")
+def unmerged(export_tiny: ExportTiny, models: Path) -> Artifact:
+    return export_tiny(models / "out", lowering="unmerged")
+
+
+@pytest.fixture(scope="session")
+def export_tiny(tiny_base: Path, tiny_adapter: Path, tiny_data: Path) -> ExportTiny:
+    """Export the tiny adapter with some of the request changed; the first artifact."""
+
+    def run(out: Path, **changes: object) -> Artifact:
+        request: dict[str, object] = {
+            "adapter": tiny_adapter,
+            "base": str(tiny_base),
+            "data": tiny_data,
+            "seq_len": 24,
+            **changes,
+        }
+        return export(ExportRequest(out=out, **request))[0]  # type: ignore[arg-type]
+
+    return run
+
+
+def left_in(out: Path) -> list[str]:
+    """What an export left in a directory, hidden files too."""
+    return sorted(path.name for path in out.iterdir()) if out.is_dir() else []
