@@ -13,7 +13,7 @@ HELD_OUT := results/data/bbc-held-out.jsonl
 
 run: setup $(HELD_OUT)
 	$(BIN)/edgebench export examples/minilm-bbc --base $(BASE) --data $(HELD_OUT) -q fp32 -q int8 -q int3
-	$(BIN)/edgebench run --device local
+	$(BIN)/edgebench run --device local --percentile 95
 
 test: setup-dev setup-optimum
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

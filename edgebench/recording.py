@@ -140,11 +140,16 @@ class Launch(_Part):
 
 
 class Accuracy(_Part):
-    """Task score on labelled held-out data, run on the device itself."""
+    """Task score on labelled held-out data, run on the device itself.
+
+    ``recording`` names an earlier recording where this one took it over from there: same artifact
+    digest, same device fingerprint, same batch. None: measured in this run.
+    """
 
     correct: int
     n: int
     duration_ns: int
+    recording: str | None = None
 
 
 class Solo(_Part):

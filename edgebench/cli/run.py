@@ -51,7 +51,12 @@ def run(
         float, typer.Option(help="Seconds after which a launch ends in any case.")
     ] = 120.0,
     accuracy: Annotated[
-        str, typer.Option(help="Task accuracy on the device: all, none, or a number of examples.")
+        str,
+        typer.Option(
+            help="Task accuracy on the device, over all examples, none, or a number of them. all "
+            "takes it over from an earlier run of the same artifact and device; fresh measures it "
+            "again."
+        ),
     ] = "all",
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model (default: the profile's).")
@@ -84,6 +89,7 @@ def run(
         precision=parse_share(precision, "--precision"),
         max_duration_s=max_duration,
         accuracy=parse_accuracy(accuracy),
+        reuse_accuracy=accuracy != "fresh",
         threads=threads,
         seed=seed,
     )
@@ -171,13 +177,15 @@ def parse_share(text: str, option: str) -> float:
 
 
 def parse_accuracy(text: str) -> Literal["all"] | int | None:
-    """ "all", "none", or a number of examples."""
+    """ "all", "fresh", "none", or a number of examples."""
     from edgebench.errors import UsageError
 
-    if text == "all":
+    if text in ("all", "fresh"):
         return "all"
     if text == "none":
         return None
     if not text.isdigit() or int(text) < 1:
-        raise UsageError(f"--accuracy must be all, none, or a number of examples, not {text!r}")
+        raise UsageError(
+            f"--accuracy must be all, fresh, none, or a number of examples, not {text!r}"
+        )
     return int(text)

@@ -40,6 +40,8 @@ class RunOptions:
         min_count: counted calls an artifact over all launches; None follows from ``percentile``.
         precision: half-width of the median's interval within a launch, relative, that is enough.
         accuracy: "all" held-out examples, a number of them, or None to leave it out.
+        reuse_accuracy: take the accuracy over all examples from an earlier recording of the same
+            artifact on a device with the same fingerprint: it is a count, not a timing.
     """
 
     scenario: Scenario = "single-stream"
@@ -56,6 +58,7 @@ class RunOptions:
     warmup_tolerance: float = 0.05
     warmup_max_s: float = 20.0
     accuracy: Literal["all"] | int | None = "all"
+    reuse_accuracy: bool = True
     seed: int = 0
     threads: int | None = None
     deadline_s: float | None = None

@@ -37,7 +37,14 @@ from edgebench.measure.collect import assemble, fetch, recording_of
 from edgebench.measure.deploy import AGENT_PATH, send_artifacts
 from edgebench.measure.options import RunOptions, build_protocol
 from edgebench.measure.session import Session, open_session, owner
-from edgebench.recording import SCHEMA, ArtifactEntry, Recording
+from edgebench.recording import (
+    SCHEMA,
+    Accuracy,
+    ArtifactEntry,
+    DeviceRecord,
+    Protocol,
+    Recording,
+)
 from edgebench.results.store import Store
 from edgebench.results.ulid import new_ulid
 from edgebench.workspace import ensure_dir
@@ -198,6 +205,10 @@ async def _plan(session: Session, job: _Job) -> dict[str, Any]:
     protocol = build_protocol(job.options, job.device, placement, job.artifacts)
     device = await session.record(protocol.runtime)
     clock = await session.client.clock()
+    known = _known_accuracy(job, device, protocol)
+    entries = [_worker_entry(artifact, session.local) for artifact in job.artifacts]
+    for index in known:
+        entries[index]["evaluation"] = None
     return {
         "id": job.run_id,
         "agent_protocol": PROTOCOL,
@@ -205,7 +216,7 @@ async def _plan(session: Session, job: _Job) -> dict[str, Any]:
         "owner": owner(),
         "store": _store_name(job.store),
         "protocol": protocol.model_dump(mode="json"),
-        "artifacts": [_worker_entry(artifact, session.local) for artifact in job.artifacts],
+        "artifacts": entries,
         # What the agent only keeps for whoever collects the run.
         "carry": {
             "schema": SCHEMA,
@@ -214,10 +225,34 @@ async def _plan(session: Session, job: _Job) -> dict[str, Any]:
             "device": device.model_dump(mode="json"),
             "artifacts": [_entry(artifact) for artifact in job.artifacts],
             "clock": clock.model_dump(mode="json"),
+            "known_accuracy": {index: value.model_dump() for index, value in known.items()},
             "host": {"system": platform.system(), "machine": platform.machine()},
             "power_absent": _power_absent(job.device),
         },
     }
+
+
+def _known_accuracy(job: _Job, device: DeviceRecord, protocol: Protocol) -> dict[int, Accuracy]:
+    """By artifact: its accuracy on this very device, where the store has it already."""
+    if protocol.accuracy != "all" or not job.options.reuse_accuracy:
+        return {}
+    wanted = {artifact.digest: index for index, artifact in enumerate(job.artifacts)}
+    found: dict[int, Accuracy] = {}
+    for recording in job.store.documents():
+        if len(found) == len(wanted):
+            break
+        if (
+            recording.device.fingerprint_digest != device.fingerprint_digest
+            or recording.protocol.batch != protocol.batch
+            or recording.protocol.accuracy != "all"
+        ):
+            continue
+        for solo in recording.solo:
+            index = wanted.get(recording.artifacts[solo.artifact].digest)
+            if index is not None and solo.accuracy is not None:
+                source = solo.accuracy.recording or recording.id
+                found.setdefault(index, solo.accuracy.model_copy(update={"recording": source}))
+    return found
 
 
 async def _start(session: Session, plan: dict[str, Any], job: _Job) -> None:

@@ -88,6 +88,7 @@ LATENCY: tuple[Column, ...] = (
     Column("warmup_steady", "boolean", "", "every launch reached a steady state"),
     *_interval("accuracy", "1", "share of held-out samples classified rightly, on the device"),
     Column("accuracy_n", "integer", "", "held-out samples"),
+    Column("accuracy_recording_id", "string", "", "the recording in which it was measured"),
     Column("parity_max_abs_error", "float", "1", "largest difference of a logit from PyTorch"),
     Column("parity_cosine_mean", "float", "1", "mean cosine of the logits with PyTorch's"),
     Column("parity_kl_mean", "float", "nat", "mean divergence of the class probabilities"),

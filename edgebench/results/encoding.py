@@ -49,7 +49,7 @@ def read(directory: Path) -> Loaded:
     Raises:
         RecordingError: a file is missing, truncated, changed, or of another schema version.
     """
-    recording = _read_document(directory)
+    recording = read_document(directory)
     contents = {}
     for name in (SAMPLES, STATE):
         data = _read_bytes(directory / name)
@@ -137,7 +137,12 @@ def _parse_state(data: bytes, path: Path) -> tuple[StateLine, ...]:
     return lines
 
 
-def _read_document(directory: Path) -> Recording:
+def read_document(directory: Path) -> Recording:
+    """Read and verify recording.json alone.
+
+    Raises:
+        RecordingError: missing, truncated, changed, or of another schema version.
+    """
     path = directory / DOCUMENT
     try:
         document = json.loads(_read_bytes(path), parse_constant=_refuse_constant)

@@ -161,14 +161,17 @@ def _solo(recording: Recording, index: int) -> Row:
         "memory_peak_rss_mb": _megabytes(solo.peak_rss_bytes),
         "memory_baseline_rss_mb": _megabytes(solo.baseline_rss_bytes),
     }
-    return row | _accuracy(solo)
+    return row | _accuracy(recording, solo)
 
 
-def _accuracy(solo: Solo) -> Row:
+def _accuracy(recording: Recording, solo: Solo) -> Row:
     if solo.accuracy is None:
         return {}
-    share = stats.proportion(solo.accuracy.correct, solo.accuracy.n)
-    return {**_estimate("accuracy", share), "accuracy_n": solo.accuracy.n}
+    return {
+        **_estimate("accuracy", stats.proportion(solo.accuracy.correct, solo.accuracy.n)),
+        "accuracy_n": solo.accuracy.n,
+        "accuracy_recording_id": solo.accuracy.recording or recording.id,
+    }
 
 
 def _against_reference(loaded: Loaded, manifests: list[Manifest], index: int) -> Row:

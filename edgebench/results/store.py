@@ -16,7 +16,8 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from typing import Any
 from edgebench.errors import RecordingError
 from edgebench.recording import Recording
 from edgebench.results.atomic import as_storage_error, fsync_directory, storage_error, write_synced
-from edgebench.results.encoding import Loaded, StateLine, encode, read
+from edgebench.results.encoding import Loaded, StateLine, encode, read, read_document
 from edgebench.results.ulid import is_ulid
 
 __all__ = ["Loaded", "Store", "read"]
@@ -106,6 +107,12 @@ class Store:
                 else "`edgebench table` lists all recordings.",
             )
         return read(self.root / matches[0])
+
+    def documents(self) -> Iterator[Recording]:
+        """The documents of all readable recordings, the newest first, without their samples."""
+        for name in reversed(self.list()):
+            with suppress(RecordingError):
+                yield read_document(self.root / name)
 
     def load_all(self) -> tuple[tuple[Loaded, ...], tuple[RecordingError, ...]]:
         """Every readable recording, oldest first, and what is wrong with the others."""
