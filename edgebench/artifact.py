@@ -109,7 +109,7 @@ class Signature(_Part):
 
 
 class Statistics(_Part):
-    """The vector s = (seq_len, kept_layers, kept_heads, kept_ranks, param_bits), read off the graph.
+    """The vector s = (seq_len, kept_layers, kept_heads, kept_ranks, param_bits) of the graph.
 
     ``param_bits`` is the number of stored bits of all parameters of the graph.
     """
@@ -229,13 +229,15 @@ class Artifact:
                 )
             if verify and sha256_file(file) != entry.sha256:
                 raise ArtifactError(
-                    f"the digest of {name} does not match the manifest: it was changed after export",
+                    f"{name} does not have the digest in the manifest: it was changed after export",
                     where=str(root),
                     fix=_REEXPORT,
                 )
         if manifest.model not in manifest.files or manifest.data.inputs not in manifest.files:
             raise ArtifactError(
-                "the manifest does not list its own model and inputs", where=str(root), fix=_REEXPORT
+                "the manifest does not list its own model and inputs",
+                where=str(root),
+                fix=_REEXPORT,
             )
         check_external_data(root / manifest.model)
         return cls(root, manifest)
@@ -281,7 +283,7 @@ def check_inside(root: Path, name: str, *, what: str) -> None:
     """Refuse a file name that leaves its directory (absolute, ``..``, or through a link)."""
     base = root.resolve()
     target = (base / name).resolve()
-    if os.path.isabs(name) or not target.is_relative_to(base) or target == base:
+    if Path(name).is_absolute() or not target.is_relative_to(base) or target == base:
         raise ArtifactError(
             f"{what} outside the artifact's directory: {name!r}",
             where=str(root),
@@ -310,7 +312,9 @@ def check_external_data(model: Path) -> None:
         ) from error
     if not proto.HasField("graph"):
         raise ArtifactError(
-            "the file is not a readable ONNX model: it has no graph", where=str(model), fix=_REEXPORT
+            "the file is not a readable ONNX model: it has no graph",
+            where=str(model),
+            fix=_REEXPORT,
         )
     for tensor in _tensors(proto):
         for entry in tensor.external_data:

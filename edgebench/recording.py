@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA = "edgebench.recording/1"
 
 #: Columns of samples.parquet: name -> Arrow type.
-#: ``artifact`` indexes Recording.artifacts; ``turn`` numbers the interleaved turns within a launch;
-#: ``phase`` is an index into PHASES; ``duration_ns`` is one call of the model with ``batch`` samples.
+#: ``artifact`` indexes Recording.artifacts; ``turn`` numbers the interleaved rounds of a launch;
+#: ``phase`` is an index into PHASES; ``duration_ns`` is one call of the model, ``batch`` samples.
 SAMPLE_COLUMNS = {
     "launch": "int16",
     "artifact": "int16",

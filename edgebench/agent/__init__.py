@@ -1,1 +1,1 @@
-"""What runs on the device. ``agent.py`` is one self-contained file; nothing here imports the rest."""
+"""What runs on the device: ``agent.py``, one self-contained file that imports nothing of ours."""

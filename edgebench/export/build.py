@@ -128,7 +128,8 @@ def _scheme(
     """Quantise, check and describe one artifact in its hidden directory."""
     target = directory / _MODEL
     report("quantising", 0.0)
-    quantization = quantize(traced.graph, target, scheme, progress=report)
+    half = _within(report, None, 0.0, 0.5)
+    quantization = quantize(traced.graph, target, scheme, progress=half)
     report("comparing with PyTorch", 0.5)
     parity = _parity(plan, traced, target, quantization)
     report("writing", 0.9)
@@ -224,10 +225,11 @@ def _load(file: Path) -> Any:
     return onnx.load(str(file), load_external_data=True)
 
 
-def _within(report: Progress, scheme: str, start: float, share: float) -> Progress:
-    """Progress of one scheme as progress of the whole."""
+def _within(report: Progress, scheme: str | None, start: float, share: float) -> Progress:
+    """A part's progress as progress of the whole, its steps named after the scheme."""
 
     def nested(step: str, done: float | None) -> None:
-        report(f"{scheme}: {step}", None if done is None else start + share * min(done, 1.0))
+        name = f"{scheme}: {step}" if scheme else step
+        report(name, None if done is None else start + share * min(done, 1.0))
 
     return nested
