@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -83,6 +84,7 @@ def test_new_forms_of_types_stand_in_annotations_only():
 def old_python() -> str | None:
     """A Python 3.8 to 3.10 that starts: named by EDGEBENCH_OLD_PYTHON, or on the path."""
     names = [os.environ.get("EDGEBENCH_OLD_PYTHON"), "python3.8", "python3.9", "python3.10"]
+    names += sorted(map(str, Path.home().glob(".pyenv/versions/3.[89].*/bin/python3")))
     for name in names:
         path = shutil.which(name) if name else None
         if path and subprocess.run([path, "-c", ""], stderr=subprocess.DEVNULL).returncode == 0:
