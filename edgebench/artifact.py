@@ -229,7 +229,7 @@ class Artifact:
                 )
             if verify and sha256_file(file) != entry.sha256:
                 raise ArtifactError(
-                    f"{name} does not have the digest in the manifest: it was changed after export",
+                    f"the digest of {name} does not match: it was changed after export",
                     where=str(root),
                     fix=_REEXPORT,
                 )
