@@ -94,6 +94,24 @@ def read_base(text: str) -> BaseModel:
     )
 
 
+#: Files that hold a vocabulary, by the libraries that write them.
+_VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "*.tiktoken")
+
+
+def require_tokenizer(base: BaseModel) -> None:
+    """Refuse a base without a vocabulary (transformers 5 would make up an empty one).
+
+    Raises:
+        CheckpointError: none of the files that hold one is there.
+    """
+    if not any(any(base.path.glob(pattern)) for pattern in _VOCABULARIES):
+        raise CheckpointError(
+            "the base model has no tokenizer",
+            where=str(base.path),
+            fix="Put its tokenizer files (tokenizer.json, …) beside config.json.",
+        )
+
+
 def locate(text: str) -> Path | None:
     """The directory that a base name stands for, or None."""
     if text.startswith(_PACKAGE):

@@ -17,7 +17,7 @@ from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
 from edgebench.errors import CheckpointError, ExportError, UsageError
 from edgebench.export import cache, store
-from edgebench.export.base import BaseModel, locate, read_base
+from edgebench.export.base import BaseModel, locate, read_base, require_tokenizer
 from edgebench.export.checkpoint import AdapterCheckpoint, id2label, read_adapter
 from edgebench.export.data import LabelledText, label_indices, read_data
 from edgebench.export.exporter import AdapterFacts, FoundExporter, Task, find_exporter
@@ -97,6 +97,7 @@ def make_plan(request: ExportRequest) -> Plan:
     """
     adapter = read_adapter(request.adapter) if request.adapter else None
     base = _read_base(request, adapter)
+    require_tokenizer(base)
     found = facts = None
     if adapter:
         found = find_exporter(request.exporter_dirs or (builtin_root() / "exporters",), adapter)
