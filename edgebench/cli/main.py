@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Annotated
+import traceback
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import edgebench
 from edgebench.cli import devices, doctor, export, resume, run, setup, table
-from edgebench.errors import EdgebenchError, Interrupted
+from edgebench.cli.output import error_document, say_error, say_json
+from edgebench.errors import EdgebenchError, Interrupted, UsageError
 
 EPILOG = (
     "Exit codes: 0 done, 1 the answer is no, 2 wrong command line, 3 bad input, 4 the device, "
     "5 this host's storage, 6 the measurement, 7 the export, 130 interrupted."
 )
 
+
+class Commands(TyperGroup):
+    """The commands; Ctrl-C in any of them is an error of ours, with a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted("interrupted; nothing was changed") from error
+
+
 app = typer.Typer(
     name="edgebench",
+    cls=Commands,
     help="Latency, energy and power of trained adapters on edge hardware: numbers you can publish, "
     "and a plain word when you can't.",
     epilog=EPILOG,
@@ -60,30 +74,17 @@ def main(argv: list[str] | None = None) -> None:
         app(args=arguments, prog_name="edgebench", standalone_mode=True)
     except EdgebenchError as error:
         if debug:
-            raise
-        _say(error, as_json="--json" in arguments)
+            traceback.print_exc()
+        if "--json" in arguments:
+            say_json({"error": error_document(error)})
+        say_error(error)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        interrupted = Interrupted("interrupted; nothing was changed")
-        _say(interrupted, as_json="--json" in arguments)
-        raise SystemExit(interrupted.exit_code) from None
-
-
-def _say(error: EdgebenchError, *, as_json: bool) -> None:
-    if as_json:
-        document = {
-            "error": {
-                "what": error.what,
-                "where": error.where,
-                "fix": error.fix,
-                "kind": type(error).__name__,
-                "exit_code": error.exit_code,
-            }
-        }
-        typer.echo(json.dumps(document, indent=2))
-    typer.echo(f"error: {error}", err=True)
+    except SystemExit as done:
+        # Typer has said on stderr what is wrong with the command line.
+        if done.code == UsageError.exit_code and "--json" in arguments:
+            said = UsageError("the command line is wrong", fix="See stderr, or --help.")
+            say_json({"error": error_document(said)})
+        raise
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
 
+from edgebench.errors import EdgebenchError
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -41,6 +43,22 @@ DeviceNames = Annotated[
 def say_json(document: Any) -> None:
     """Print a document as JSON; a figure that could not be measured is null."""
     typer.echo(json.dumps(document, indent=2, allow_nan=False, default=str))
+
+
+def error_document(error: EdgebenchError) -> dict[str, Any]:
+    """An error for machines."""
+    return {
+        "what": error.what,
+        "where": error.where,
+        "fix": error.fix,
+        "kind": type(error).__name__,
+        "exit_code": error.exit_code,
+    }
+
+
+def say_error(error: EdgebenchError) -> None:
+    """An error for people: one sentence on stderr."""
+    typer.echo(f"error: {error}", err=True)
 
 
 def console(*, stderr: bool = False) -> Console:

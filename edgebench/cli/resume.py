@@ -14,15 +14,13 @@ def register(app: typer.Typer) -> None:
 def resume(device: DeviceName = "local", results: Results = None, as_json: Json = False) -> None:
     """Collect the runs that were left on a device, waiting for those still under way."""
     import edgebench.api
-    from edgebench.cli.output import console, progress, say_json
+    from edgebench.cli.output import console, progress
     from edgebench.cli.progress import RunProgress
-    from edgebench.cli.run import show
+    from edgebench.cli.run import finish
 
     with progress() as update:
         found = edgebench.api.resume(device, results=results, report=RunProgress(device, update))
-    if found:
-        show([recording.id for recording in found], results=results, as_json=as_json)
-    elif as_json:
-        say_json([])
+    if found or as_json:
+        finish(found, [], results=results, as_json=as_json)
     else:
         console().print(f"There is no run to pick up on {device}.")

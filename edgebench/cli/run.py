@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgebench.cli.output import DeviceNames, Json, Results
+from edgebench.cli.output import DeviceNames, Json, Results, error_document, say_error
 
 if TYPE_CHECKING:
-    from edgebench.measure import Outcome
+    from edgebench.errors import EdgebenchError, MeasurementError
+    from edgebench.recording import Recording
     from edgebench.results.tables import Tables
 
 
@@ -104,37 +105,64 @@ def run(
             report=FleetProgress(update),
         )
     done = [outcome.recording for outcome in outcomes if outcome.recording is not None]
-    if done:
-        show([recording.id for recording in done], results=results, as_json=as_json)
-    raise_failures(outcomes)
-
-
-def raise_failures(outcomes: Sequence[Outcome]) -> None:
-    """Raise the first device's error, or the first artifact that could not be measured.
-
-    Several errors are printed, each with its device; the first one's exit code counts.
-    """
-    from edgebench.errors import MeasurementError
-
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
-    for error in errors[1:]:
-        typer.echo(f"error: {error}", err=True)
-    if errors:
+    if not done:
+        for error in errors[1:]:
+            say_error(error)
         raise errors[0]
-    for outcome in outcomes:
-        if outcome.recording is None:
-            continue
-        for solo in outcome.recording.solo:
-            if solo.outcome != "ok":
-                entry = outcome.recording.artifacts[solo.artifact]
-                raise MeasurementError(
-                    f"{entry.name} could not be measured: {solo.outcome} ({solo.error})",
-                    where=outcome.device,
-                    fix="The recording says so; the others' figures stand.",
-                )
+    finish(done, errors, results=results, as_json=as_json)
 
 
-def show(ids: Sequence[str], *, results: Path | None, as_json: bool) -> None:
+def finish(
+    recordings: Sequence[Recording],
+    errors: Sequence[EdgebenchError],
+    *,
+    results: Path | None,
+    as_json: bool,
+) -> None:
+    """Show what was measured; where a part of it failed, say so and exit with its code."""
+    every = [*errors, *filter(None, map(failure, recordings))]
+    show([recording.id for recording in recordings], every, results=results, as_json=as_json)
+    for error in every:
+        say_error(error)
+    if every:
+        raise typer.Exit(every[0].exit_code)
+
+
+def failure(recording: Recording) -> MeasurementError | None:
+    """The first worker of a recording that failed, as an error; None if all were well."""
+    from edgebench.errors import MeasurementError
+    from edgebench.reasons import RULES, Code
+
+    bad = ("out-of-memory", "killed", "crashed", "error")
+    found = [
+        (recording.artifacts[solo.artifact].name, solo)
+        for solo in recording.solo
+        if solo.outcome in bad
+    ] + [
+        (f"launch {launch.index + 1} of {recording.protocol.launches}", launch)
+        for launch in recording.launches
+        if launch.outcome in bad
+    ]
+    if not found:
+        return None
+    name, ended = found[0]
+    code = Code.WORKER_ERROR if ended.outcome == "error" else Code(ended.outcome)
+    text = (ended.error or "no text").splitlines()[0][:300].rstrip(". ")
+    return MeasurementError(
+        f"{name} could not be measured: {ended.outcome}: {text}",
+        where=recording.device.name,
+        fix=RULES[code].fix,
+    )
+
+
+def show(
+    ids: Sequence[str],
+    errors: Sequence[EdgebenchError] = (),
+    *,
+    results: Path | None,
+    as_json: bool,
+) -> None:
     """Print recordings as tables (or JSON) and bring the table files up to date."""
     import edgebench.api
     from edgebench.results.tables import build
@@ -143,17 +171,25 @@ def show(ids: Sequence[str], *, results: Path | None, as_json: bool) -> None:
     # What was just measured is shown in any case; the files leave emulated rows out.
     tables = build((store.load(id_) for id_ in ids), include_emulated=True)
     edgebench.api.write_tables(results)
-    print_tables(tables, edgebench.api.results_dir(results) / "tables", as_json=as_json)
+    directory = edgebench.api.results_dir(results) / "tables"
+    print_tables(tables, directory, errors, as_json=as_json)
 
 
-def print_tables(tables: Tables, directory: Path, *, as_json: bool) -> None:
+def print_tables(
+    tables: Tables,
+    directory: Path,
+    errors: Sequence[EdgebenchError] = (),
+    *,
+    as_json: bool,
+) -> None:
     """Tables on stdout, and where their files are."""
     from edgebench.cli.output import console, say_json
     from edgebench.results.show import render, to_records
 
     if as_json:
         frames = {"latency": tables.latency, "energy": tables.energy, "power": tables.power}
-        say_json({name: to_records(frame) for name, frame in frames.items()})
+        document: dict[str, Any] = {name: to_records(frame) for name, frame in frames.items()}
+        say_json({**document, "errors": [error_document(error) for error in errors]})
         return
     output = console()
     if len(tables.latency):

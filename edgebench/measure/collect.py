@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgebench.errors import DeviceError, MeasurementError
+from edgebench.errors import DeviceError
 from edgebench.measure.session import Session
 from edgebench.recording import Launch, Recording, Solo
 
@@ -23,7 +23,8 @@ async def fetch(session: Session, run: str, target: Path) -> dict[str, Any]:
     """Copy an ended run's spool into ``target`` and return its result document.
 
     Raises:
-        DeviceError: a file arrived broken, or the run died before it had measured anything.
+        DeviceError: a file arrived broken, the run died before it had measured anything, or the
+            device's disk filled up, so that its parts don't make a recording.
     """
     found = await session.client.request("collect", run=run)
     for name, entry in found["files"].items():
@@ -38,27 +39,25 @@ async def fetch(session: Session, run: str, target: Path) -> dict[str, Any]:
     result: dict[str, Any] = json.loads((target / found["result"]).read_text())
     if found["status"] == "lost":
         result["status"] = "lost"
+    if result["status"] == "disk-full":
+        # Its spool is what fills the disk now.
+        await session.client.request("forget", run=run)
+        raise DeviceError(
+            f"the device's disk filled up during the run: {result['error']}",
+            where=session.device.id,
+            fix="Free some space there, then run again.",
+        )
     return result
 
 
 def assemble(
     spool: Path, result: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.int64]], list[dict[str, Any]]]:
-    """The recording's document, samples and state lines of a fetched spool.
-
-    Raises:
-        MeasurementError: nothing at all was measured; says how each worker ended.
-    """
+    """The recording's document, samples and state lines of a fetched spool."""
     import numpy as np
 
     plan = json.loads((spool / "plan.json").read_text())
     carry = plan["carry"]
-    if result["status"] == "disk-full":
-        raise MeasurementError(
-            f"the device's disk filled up during the run: {result.get('error')}",
-            where=carry["device"]["name"],
-            fix="Free some space there, then run again.",
-        )
     parts: list[npt.NDArray[np.int64]] = []
     for entry in result["samples"]:
         table = np.load(spool / entry["file"], allow_pickle=False)
