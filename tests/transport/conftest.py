@@ -86,6 +86,8 @@ class Sshd:
             "MaxStartups 200",
             "MaxSessions 50",
             f"Subsystem sftp {SFTP_SERVER} -d {self.home}",
+            # Else the shell reads the real user's start-up files, which may be slow or take locks.
+            f"SetEnv HOME={self.home}",
             *self.extra,
         ]
         config.write_text("\n".join(lines) + "\n")

@@ -48,10 +48,14 @@ async def test_what_is_no_ssh_server_is_told_in_time(lab: Lab, greeting: bytes) 
 
 async def test_noise_of_start_up_files_comes_before_the_lines(lab: Lab) -> None:
     noisy = lab.directory / "noisy.sh"
-    noisy.write_text("echo Welcome to the Pi\nprintf 'no line end'\necho warning >&2\n")
-    server = lab.server(f"SetEnv BASH_ENV={noisy}")
+    noisy.write_text(
+        "#!/bin/sh\necho Welcome to the Pi\nprintf 'no line end'\necho warning >&2\n"
+        'exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
+    )
+    noisy.chmod(0o755)
+    server = lab.server(f"ForceCommand {noisy}")
     async with lab.transport(server) as transport:
-        channel = await transport.open(["bash", "-c", "echo; echo SENTINEL; cat"])
+        channel = await transport.open(["sh", "-c", "echo; echo SENTINEL; cat"])
         lines = []
         while (line := await channel.readline()) != b"SENTINEL\n":
             lines.append(line)
