@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import typer
 
-from edgebench.cli.output import DeviceName, Json, Results
+from edgebench.cli.output import DeviceNames, Json, Results
 
 
 def register(app: typer.Typer) -> None:
     app.command("resume")(resume)
 
 
-def resume(device: DeviceName = "local", results: Results = None, as_json: Json = False) -> None:
-    """Collect the runs that were left on a device, waiting for those still under way."""
+def resume(device: DeviceNames = None, results: Results = None, as_json: Json = False) -> None:
+    """Collect the runs that were left on devices, waiting for those still under way."""
     import edgebench.api
-    from edgebench.cli.output import console, progress
-    from edgebench.cli.progress import RunProgress
-    from edgebench.cli.run import finish
+    from edgebench.cli.output import console, progress, say_json
+    from edgebench.cli.progress import FleetProgress
+    from edgebench.cli.run import show
 
+    devices = device or ["local"]
     with progress() as update:
-        found = edgebench.api.resume(device, results=results, report=RunProgress(device, update))
-    if found or as_json:
-        finish(found, [], results=results, as_json=as_json)
+        report = FleetProgress(update)
+        found = [
+            recording
+            for name in devices
+            for recording in edgebench.api.resume(name, results=results, report=report)
+        ]
+    if found:
+        show([recording.id for recording in found], results=results, as_json=as_json)
+    elif as_json:
+        say_json([])
     else:
-        console().print(f"There is no run to pick up on {device}.")
+        console().print(f"There is no run to pick up on {', '.join(devices)}.")
