@@ -136,13 +136,19 @@ def resume(
     device: str = "local",
     *,
     results: str | Path | None = None,
+    everything: bool = False,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[Recording]:
-    """Collect every run that was left on a device, waiting for those still under way."""
+    """Collect the runs that were left on a device, waiting for those still under way.
+
+    Args:
+        everything: those begun for other results directories too.
+    """
     from edgebench.device import load
     from edgebench.measure import resume as measure_resume
 
-    return measure_resume(load(device, Workspace.find()), store(results), report=report)
+    profile = load(device, Workspace.find())
+    return measure_resume(profile, store(results), everything=everything, report=report)
 
 
 def list_devices() -> list[DeviceSummary]:

@@ -1454,6 +1454,7 @@ class Server:
                     "owner": plan.get("owner"),
                     "store": plan.get("store"),
                     "names": [entry["name"] for entry in plan["artifacts"]],
+                    "launches": plan["protocol"]["launches"],
                 }
             )
         return {"runs": found}

@@ -81,6 +81,7 @@ class RunProgress:
 
     def _resuming(self, event: dict[str, Any]) -> None:
         self.names = event["names"]
+        self.launches = event["launches"]
         self.update(f"{self.device}  picking up run {event['run']}")
 
     def _solo(self, event: dict[str, Any]) -> None:

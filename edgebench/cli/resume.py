@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from edgebench.cli.output import DeviceNames, Json, Results
@@ -11,7 +13,15 @@ def register(app: typer.Typer) -> None:
     app.command("resume")(resume)
 
 
-def resume(device: DeviceNames = None, results: Results = None, as_json: Json = False) -> None:
+def resume(
+    device: DeviceNames = None,
+    results: Results = None,
+    everything: Annotated[
+        bool,
+        typer.Option("--all", help="Also runs of yours that began for other results directories."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
     """Collect the runs that were left on devices, waiting for those still under way."""
     import edgebench.api
     from edgebench.cli.output import console, progress, say_json
@@ -24,7 +34,9 @@ def resume(device: DeviceNames = None, results: Results = None, as_json: Json = 
         found = [
             recording
             for name in devices
-            for recording in edgebench.api.resume(name, results=results, report=report)
+            for recording in edgebench.api.resume(
+                name, results=results, everything=everything, report=report
+            )
         ]
     if found:
         show([recording.id for recording in found], results=results, as_json=as_json)

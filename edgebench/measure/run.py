@@ -331,21 +331,46 @@ async def _abandon(job: _Job) -> None:
 
 
 async def _collect(session: Session, run_id: str, store: Store, report: Reporter) -> Recording:
-    """Store an ended run here, then let the device forget it."""
+    """Store an ended run here, then let the device forget it.
+
+    Another process of this user may do the same at the same time (`edgebench resume`): whoever
+    comes second finds the recording in the store.
+    """
     report({"event": "collecting"})
     if run_id not in store.list():
-        with tempfile.TemporaryDirectory(prefix="edgebench-") as directory:
-            spool = Path(directory)
-            result = await fetch(session, run_id, spool)
-            document, samples, state = await asyncio.to_thread(assemble, spool, result)
-        path = await asyncio.to_thread(store.write, recording_of(document), samples, state)
-        report({"event": "stored", "path": str(path)})
-    await session.client.request("forget", run=run_id)
+        try:
+            await _store(session, run_id, store, report)
+        except (AgentFailure, StorageError):
+            if run_id not in store.list():
+                raise
+    try:
+        await session.client.request("forget", run=run_id)
+    except AgentFailure as error:
+        if error.code != "no-run":
+            raise
     return (await asyncio.to_thread(store.load, run_id)).recording
 
 
-def resume(device: Device, store: Store, *, report: Reporter | None = None) -> list[Recording]:
-    """Pick up every run that this user left on a device, waiting for those still under way.
+async def _store(session: Session, run_id: str, store: Store, report: Reporter) -> None:
+    with tempfile.TemporaryDirectory(prefix="edgebench-") as directory:
+        spool = Path(directory)
+        result = await fetch(session, run_id, spool)
+        document, samples, state = await asyncio.to_thread(assemble, spool, result)
+    path = await asyncio.to_thread(store.write, recording_of(document), samples, state)
+    report({"event": "stored", "path": str(path)})
+
+
+def resume(
+    device: Device,
+    store: Store,
+    *,
+    everything: bool = False,
+    report: Reporter | None = None,
+) -> list[Recording]:
+    """Pick up the runs that were left on a device, waiting for those still under way.
+
+    Args:
+        everything: all of this user's runs there, those begun for other results directories too.
 
     Raises:
         DeviceError: unreachable, or a spool arrived broken.
@@ -358,33 +383,44 @@ def resume(device: Device, store: Store, *, report: Reporter | None = None) -> l
         tell({**event, "device": device.id})
 
     try:
-        return asyncio.run(_resume(device, store, named))
+        return asyncio.run(_resume(device, store, everything, named))
     except KeyboardInterrupt as error:
         raise Interrupted("interrupted; nothing was changed", where=device.id) from error
 
 
-async def _resume(device: Device, store: Store, report: Reporter) -> list[Recording]:
+async def _resume(
+    device: Device, store: Store, everything: bool, report: Reporter
+) -> list[Recording]:
     async with open_session(device) as session:
-        return await _pick_up(session, store, report, all_of_mine=True)
+        return await _pick_up(session, store, report, running=True, everything=everything)
 
 
 async def _pick_up(
-    session: Session, store: Store, report: Reporter, *, all_of_mine: bool = False
+    session: Session,
+    store: Store,
+    report: Reporter,
+    *,
+    running: bool = False,
+    everything: bool = False,
 ) -> list[Recording]:
-    """Collect runs that nobody has: this store's that have ended, or all of this user's.
+    """Collect this user's runs that nobody has: those begun for this store, or all of them.
 
     A run that died before it had measured anything is removed, and said so.
+
+    Args:
+        running: wait for runs that are still under way; otherwise they are left alone.
     """
     found: list[Recording] = []
     for entry in (await session.client.request("runs"))["runs"]:
-        mine = entry["owner"] == owner()
-        if not mine or not (all_of_mine or entry["store"] == _store_name(store)):
+        if entry["owner"] != owner():
             continue
-        running = entry["status"] == "running"
-        if running and not all_of_mine:
+        if not (everything or entry["store"] == _store_name(store)):
             continue
-        report({"event": "resuming", "run": entry["run"], "names": entry["names"]})
-        if running:
+        under_way = entry["status"] == "running"
+        if under_way and not running:
+            continue
+        report({"event": "resuming", **entry})
+        if under_way:
             await _follow(session, entry["run"], report)
         try:
             found.append(await _collect(session, entry["run"], store, report))
