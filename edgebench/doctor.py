@@ -102,7 +102,7 @@ def _bound(clock: Clock) -> str:
 
 def _identity(session: Session) -> Iterator[Finding]:
     known = session.identity
-    found = {key: known.get(key) for key in ("model", "arch", "system")}
+    found = {key: known.get(key) for key in ("model", "arch", "system", "gpu")}
     wrong = session.device.expects.mismatches(**found, cpu=known.get("cpu_model"))
     for sentence in wrong:
         yield Finding(

@@ -23,6 +23,7 @@ from typing import Any
 from edgebench.artifact import sha256_file
 from edgebench.device import Device, SshSpec
 from edgebench.errors import DeviceError, StorageError
+from edgebench.measure.deploy import remote_python
 from edgebench.measure.session import open_session
 from edgebench.transport.base import Transport
 from edgebench.transport.known_hosts import HostKey
@@ -217,7 +218,7 @@ async def _install(
     """Send wheels and unpack them beside what is there; the last step makes them current."""
     digests = [sha256_file(wheel) for wheel in wheels]
     site = hashlib.sha256("".join(sorted(digests)).encode()).hexdigest()[:16]
-    python = device.runtime.python or "python3"
+    python = await remote_python(transport, device)
     sent = []
     for number, (wheel, digest) in enumerate(zip(wheels, digests, strict=True)):
         remote = f"{root}/wheels/{digest}.whl"

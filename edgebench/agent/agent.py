@@ -164,6 +164,15 @@ def disk_is_full(error: OSError) -> bool:
 # ---------------------------------------------------------------- identity and state
 
 
+def gpu_model() -> str | None:
+    """The first NVIDIA GPU's name, as its Linux driver says it without any library."""
+    for path in sorted(glob.glob("/proc/driver/nvidia/gpus/*/information")):
+        match = re.search(r"^Model:\s*(.+)$", read_text(path) or "", re.MULTILINE)
+        if match:
+            return match.group(1).strip()
+    return None
+
+
 def command_output(argv: list[str]) -> str | None:
     """What a small local command prints, or None where it isn't there or fails."""
     try:
@@ -261,6 +270,7 @@ def identity() -> Document:
         "model": machine_model(),
         "arch": platform.machine(),
         "cpu_model": cpu_model(),
+        "gpu": gpu_model(),
         "cpus": available_cpus(),
         "memory_total_bytes": memory_total_bytes(),
         "system": platform.system(),

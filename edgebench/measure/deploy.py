@@ -30,6 +30,11 @@ async def remote_agent(transport: Transport, device: Device) -> str:
     return f"{root.rstrip('/')}/agents/{sha256_file(AGENT_PATH)}.py"
 
 
+async def remote_python(transport: Transport, device: Device) -> str:
+    """The interpreter there; no shell expands a tilde in it."""
+    return await transport.expand(device.runtime.python or "python3")
+
+
 async def start_remote_agent(transport: Transport, device: Device) -> AgentClient:
     """Start the agent there, sending it first where it is missing.
 
@@ -57,7 +62,7 @@ async def start_remote_agent(transport: Transport, device: Device) -> AgentClien
 
 
 async def _try_agent(transport: Transport, device: Device, path: str) -> AgentClient:
-    argv = [device.runtime.python or "python3", path, "serve"]
+    argv = [await remote_python(transport, device), path, "serve"]
     argv += ["--root", device.agent.root, "--lock", device.agent.lock]
     client = AgentClient(await transport.open(argv), device.id)
     try:
@@ -70,7 +75,7 @@ async def _try_agent(transport: Transport, device: Device, path: str) -> AgentCl
 
 async def _explain(transport: Transport, device: Device, error: DeviceError) -> None:
     """Raise the error that says why the agent does not start there."""
-    python = device.runtime.python or "python3"
+    python = await remote_python(transport, device)
     asked = await transport.run(
         [python, "-c", "import sys; print(sys.version_info >= (3, 8), sys.version.split()[0])"]
     )

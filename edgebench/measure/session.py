@@ -51,7 +51,7 @@ class Session:
         Raises:
             DeviceError: with what it is, what was expected, and what to do.
         """
-        found = {key: self.identity.get(key) for key in ("model", "arch", "system")}
+        found = {key: self.identity.get(key) for key in ("model", "arch", "system", "gpu")}
         found["cpu"] = self.identity.get("cpu_model")
         wrong = self.device.expects.mismatches(**found)
         if wrong:
