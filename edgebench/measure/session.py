@@ -90,6 +90,7 @@ class Session:
             "model": known["model"],
             "arch": known["arch"],
             "cpu_model": known["cpu_model"],
+            "gpu": known["gpu"],
             "cpus": len(known["cpus"]),
             # Kernels keep back a little of it, differently at each boot.
             "memory_gib": round((known["memory_total_bytes"] or 0) / 2**30, 1),
