@@ -24,9 +24,9 @@ def resume(
 ) -> None:
     """Collect the runs that were left on devices, waiting for those still under way."""
     import edgebench.api
-    from edgebench.cli.output import console, progress, say_json
+    from edgebench.cli.output import console, progress
     from edgebench.cli.progress import FleetProgress
-    from edgebench.cli.run import show
+    from edgebench.cli.run import finish
 
     devices = device or ["local"]
     with progress() as update:
@@ -38,9 +38,7 @@ def resume(
                 name, results=results, everything=everything, report=report
             )
         ]
-    if found:
-        show([recording.id for recording in found], results=results, as_json=as_json)
-    elif as_json:
-        say_json([])
+    if found or as_json:
+        finish(found, [], results=results, as_json=as_json)
     else:
         console().print(f"There is no run to pick up on {', '.join(devices)}.")

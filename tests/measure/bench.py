@@ -123,6 +123,15 @@ class Bench:
         (spool,) = self.spools()
         return spool
 
+    def agents(self) -> list[int]:
+        """Pids of the agents that serve here."""
+        return processes("serve", self.root)
+
+    def kill_worker(self) -> None:
+        """Kill the worker that measures now."""
+        (worker,) = processes("work", self.root)
+        os.kill(worker, signal.SIGKILL)
+
     def nothing_is_left(self) -> None:
         """No process, no spool, no recording, and the lock is free."""
         wait_until(lambda: not processes("serve", self.root), "the agent's end")
