@@ -215,29 +215,57 @@ def cpu_model() -> str | None:
 def emulation() -> str | None:
     """The name of the emulator that this process runs under, or None.
 
-    qemu-user fakes /proc/self but not its parents; there the program is qemu-aarch64 or its like.
-    A whole machine under software emulation shows a virt machine model, which can't be told from
-    KVM on Arm, so both are named.
+    qemu-user fakes /proc/self but not other processes: in a child's and the parents' entries the
+    program is qemu-aarch64 or its like. The child is the surer sign, since parents of another user
+    (sshd) hide theirs. A whole machine under software emulation shows a virt machine model, which
+    can't be told from KVM on Arm, so both are named.
     """
+    found = emulator_of_a_child()
     pid = os.getppid()
     for _ in range(16):
-        if pid < 1:
+        if found or pid < 1:
             break
-        link = ""
-        with contextlib.suppress(OSError):
-            link = os.readlink(f"{PROC}/{pid}/exe")
-        command = (read_text(f"{PROC}/{pid}/cmdline") or "").split("\0")[0]
-        for program in (link, command):
-            name = re.match(r"qemu-(?!ga\b|img|io|nbd|system)[a-z0-9_]+", os.path.basename(program))
-            if name:
-                return name.group()
+        found = emulator_of(pid)
         pid = find_int(r"^PPid:\s*(\d+)", f"{PROC}/{pid}/status") or 0
+    if found:
+        return found
     if os.environ.get("QEMU_CPU"):
         return "qemu-user"
     kernel = read_text(PROC + "/version") or ""
     if platform.machine() in ("aarch64", "armv7l") and re.search(r"amd64|x86_64", kernel):
         return "qemu-user"
     return "virt" if (machine_model() or "").startswith("linux,dummy-virt") else None
+
+
+def emulator_of(pid: int) -> str | None:
+    """The emulator that a process is, by its program and command line, or None."""
+    link = ""
+    with contextlib.suppress(OSError):
+        link = os.readlink(f"{PROC}/{pid}/exe")
+    command = (read_text(f"{PROC}/{pid}/cmdline") or "").split("\0")[0]
+    for program in (link, command):
+        name = re.match(r"qemu-(?!ga\b|img|io|nbd|system)[a-z0-9_]+", os.path.basename(program))
+        if name:
+            return name.group()
+    return None
+
+
+def emulator_of_a_child() -> str | None:
+    """The emulator that a copy of this process is. It waits on a pipe until it was looked at."""
+    if not sys.platform.startswith("linux"):
+        return None
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        return emulator_of(pid)
+    finally:
+        os.close(writing)
+        os.close(reading)
+        os.waitpid(pid, 0)
 
 
 def memory_total_bytes() -> int | None:
