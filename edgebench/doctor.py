@@ -20,6 +20,8 @@ Level = Literal["ok", "warn", "FAIL", "--"]
 
 #: Seconds over which foreign load is looked at.
 LOAD_WINDOW_S = 1.0
+#: A device whose wall clock is further off (seconds) keeps no time: TLS and file dates go wrong.
+WRONG_CLOCK_S = 2.0
 #: Less free memory or disk than this is worth a warning (bytes): a BERT-base in fp32 is 440 MB.
 LOW_MEMORY_BYTES = 500_000_000
 LOW_DISK_BYTES = 1_000_000_000
@@ -69,9 +71,11 @@ async def examine(device: Device) -> Report:
         findings = [
             Finding(
                 "ok",
-                f"{'agent started' if session.local else 'reachable'} in {reached_ms:.0f} ms, "
-                f"clock known within {_bound(clock)}",
+                f"agent started in {reached_ms:.0f} ms"
+                if session.local
+                else f"reachable in {reached_ms:.0f} ms, host key known",
             ),
+            *_clock(clock),
             *_identity(session),
             *_runtime(session, offered),
             *_space(session, looked["state"]),
@@ -96,8 +100,17 @@ async def examine(device: Device) -> Report:
         )
 
 
-def _bound(clock: Clock) -> str:
-    return f"{clock.bound_ns / 1e6:.2f} ms"
+def _clock(clock: Clock) -> Iterator[Finding]:
+    offset_s, bound_ms = (clock.wall_offset_ns or 0) / 1e9, clock.bound_ns / 1e6
+    if abs(offset_s) > WRONG_CLOCK_S:
+        yield Finding(
+            "warn",
+            f"its clock is {abs(offset_s):.0f} s {'ahead of' if offset_s > 0 else 'behind'} this "
+            "machine's",
+            "Let it keep time (`timedatectl set-ntp true`). Durations don't depend on it.",
+        )
+    else:
+        yield Finding("ok", f"clock offset {offset_s * 1e3:+.1f} ms ± {bound_ms:.1f}")
 
 
 def _identity(session: Session) -> Iterator[Finding]:

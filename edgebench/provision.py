@@ -237,22 +237,32 @@ async def _install(
         )
 
 
-#: Runs on the device, under its Python: unpack into a new directory, rename it, then switch over.
+#: Runs on the device, under its Python: unpack into a new directory, put it in the place of an
+#: older one of the same wheels (which may be broken), switch over, and remove the wheels.
 _UNPACK = """
-import os, shutil, sys, zipfile
+import glob, os, shutil, sys, zipfile
 root, site, wheels = sys.argv[1], sys.argv[2], sys.argv[3:]
 base = os.path.join(root, "site")
-target, new = os.path.join(base, site), os.path.join(base, ".new-%d" % os.getpid())
+for left in glob.glob(os.path.join(base, ".[!.]*")):
+    if os.path.islink(left):
+        os.unlink(left)
+    else:
+        shutil.rmtree(left)
+target = os.path.join(base, site)
+new, old, link = (os.path.join(base, "." + name) for name in ("new", "old", "link"))
 try:
-    if not os.path.isdir(target):
-        os.makedirs(new)
-        for wheel in wheels:
-            with zipfile.ZipFile(wheel) as archive:
-                archive.extractall(new)
-        os.rename(new, target)
-    link = os.path.join(base, ".link-%d" % os.getpid())
+    os.makedirs(new)
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(new)
+    if os.path.isdir(target):
+        os.rename(target, old)
+    os.rename(new, target)
     os.symlink(site, link)
     os.replace(link, os.path.join(base, "active"))
+    for wheel in wheels:
+        os.unlink(wheel)
 finally:
     shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 """

@@ -172,11 +172,15 @@ class Clock(_Part):
     """The device's monotonic clock against the host's wall clock (Unix time).
 
     host_unix_ns = device_monotonic_ns + offset_ns, within ``bound_ns``.
+
+    ``wall_offset_ns``: how far the device's own wall clock is ahead of the host's, within the same
+    bound; no time stamp of a recording is taken from it. None in recordings made before it was.
     """
 
     offset_ns: int
     bound_ns: int
     method: str
+    wall_offset_ns: int | None = None
 
 
 class DeviceRecord(_Part):

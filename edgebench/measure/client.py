@@ -173,10 +173,12 @@ class AgentClient:
             before, tick = time.time_ns(), time.perf_counter_ns()
             reply = await self.request("clock")
             trip = time.perf_counter_ns() - tick
+            middle = before + trip // 2
             found = Clock(
-                offset_ns=before + trip // 2 - int(reply["monotonic_ns"]),
+                offset_ns=middle - int(reply["monotonic_ns"]),
                 bound_ns=trip // 2 + 1,
                 method=f"Cristian, best of {rounds}",
+                wall_offset_ns=int(reply["unix_ns"]) - middle,
             )
             if best is None or found.bound_ns < best.bound_ns:
                 best = found
