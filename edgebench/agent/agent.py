@@ -72,6 +72,8 @@ Z99 = 2.5758293035489004
 
 #: Kept free on the device's disk so that a full disk can still be reported.
 RESERVE_BYTES = 64 * 1024
+#: A file that nobody has written to for so long is no transfer under way (seconds).
+ABANDONED_S = 3600.0
 #: A worker's exit status when the disk is full (errno ENOSPC on Linux).
 EXIT_DISK_FULL = 28
 
@@ -154,6 +156,12 @@ def read_json(path: str) -> Document:
     with open(path, encoding="utf-8") as stream:
         document: Document = json.load(stream)
         return document
+
+
+def age_s(path: str) -> float:
+    """Seconds since a file was last written, by the device's wall clock."""
+    file_age_s = time.time() - os.path.getmtime(path)
+    return file_age_s
 
 
 def disk_is_full(error: OSError) -> bool:
@@ -1408,11 +1416,13 @@ class Server:
         return {"started": True, "run_dir": run_dir}
 
     def sweep(self) -> None:
-        """Remove what starts left that died before there was a plan."""
+        """Remove what transfers and starts left that died half-way."""
         for run_dir in glob.glob(os.path.join(self.root, "runs", "*", "")):
-            age_s = time.time() - os.path.getmtime(run_dir)
-            if age_s > 60 and not os.path.exists(os.path.join(run_dir, "plan.json")):
+            if not os.path.exists(os.path.join(run_dir, "plan.json")) and age_s(run_dir) > 60:
                 shutil.rmtree(run_dir)
+        for part in glob.glob(os.path.join(self.root, "*", ".*.part")):
+            if age_s(part) > ABANDONED_S:
+                os.unlink(part)
 
     def prepare(self, run_dir: str, plan: Document, disk_bytes: int) -> None:
         """Make a run's directory ready: room on the disk, the reserve, artifacts, the plan."""
