@@ -24,9 +24,16 @@ class LabelledText:
     labels: tuple[str | int, ...]
     source: str
 
+    def first(self, count: int | None) -> LabelledText:
+        """The first rows, and a source that says how many of how many."""
+        total = len(self.texts)
+        kept = total if count is None else min(count, total)
+        source = f"{self.source}, {kept} of {total} rows"
+        return LabelledText(self.texts[:kept], self.labels[:kept], source)
 
-def read_data(path: Path, limit: int | None = None) -> LabelledText:
-    """Read labelled text, at most the first ``limit`` rows.
+
+def read_data(path: Path) -> LabelledText:
+    """Read labelled text.
 
     Raises:
         InputError: the file is missing, of another form, or has a row without text or label.
@@ -48,11 +55,7 @@ def read_data(path: Path, limit: int | None = None) -> LabelledText:
         )
     texts: list[str] = []
     labels: list[str | int] = []
-    total = 0
     for number, row in enumerate(reader(path), start=1):
-        total = number
-        if limit is not None and number > limit:
-            continue
         text, label = row.get("text"), row.get("label")
         if not isinstance(text, str) or not text.strip():
             raise InputError(f"row {number} has no text", where=str(path), fix=_COLUMNS)
@@ -62,8 +65,7 @@ def read_data(path: Path, limit: int | None = None) -> LabelledText:
         labels.append(label)
     if not texts:
         raise InputError("the data file has no rows", where=str(path), fix=_COLUMNS)
-    digest = sha256_file(path)[:16]
-    source = f"{path.name} (sha256 {digest}…), {len(texts)} of {total} rows"
+    source = f"{path.name} (sha256 {sha256_file(path)[:16]}…)"
     return LabelledText(tuple(texts), tuple(labels), source)
 
 

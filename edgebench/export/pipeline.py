@@ -39,6 +39,7 @@ class Plan:
     labels: tuple[str, ...]
     num_labels: int | None
     data: LabelledText | None
+    held_out: LabelledText | None
     truth: npt.NDArray[np.int64] | None
     key: str
 
@@ -118,10 +119,11 @@ def make_plan(request: ExportRequest) -> Plan:
             fix=f"Give at most {base.max_positions}.",
         )
     labels = _labels(request, base, adapter, num_labels)
-    data = read_data(request.data, request.evaluation_limit) if request.data else None
-    truth = None
+    data = read_data(request.data) if request.data else None
+    held_out = truth = None
     if data and task == "text-classification" and num_labels:
-        truth = np.array(label_indices(data, labels or None, num_labels), dtype=np.int64)
+        held_out = data.first(request.evaluation_limit)
+        truth = np.array(label_indices(held_out, labels or None, num_labels), dtype=np.int64)
     name = request.name or safe_name(adapter.name if adapter else base.path.resolve().name)
     return Plan(
         request=request,
@@ -134,6 +136,7 @@ def make_plan(request: ExportRequest) -> Plan:
         labels=labels,
         num_labels=num_labels,
         data=data,
+        held_out=held_out,
         truth=truth,
         key=cache.request_key(request, name, base, adapter, found),
     )

@@ -35,7 +35,7 @@ class ExportRequest:
         data: JSON Lines, CSV or Parquet file with a ``text`` and a ``label`` column.
         labels: label names in the order of the logits, where the checkpoint does not keep them.
         via: "torch" (our own road) or "optimum".
-        evaluation_limit: keep only the first this many labelled rows.
+        evaluation_limit: evaluate on only the first this many labelled rows.
         exporter_dirs: directories of exporter files, the first to look in first; None means the
             built-in ones. Exporter files are code: the caller decides whose may run.
     """

@@ -47,28 +47,32 @@ def tiny_data(models: Path) -> Path:
     return tiny.write_data(models / "tiny.jsonl")
 
 
-class ExportTiny(Protocol):
+class ExportShort(Protocol):
     def __call__(self, out: Path, **changes: object) -> Artifact: ...
 
 
 @pytest.fixture(scope="session")
-def merged(export_tiny: ExportTiny, models: Path) -> Artifact:
-    return export_tiny(models / "out")
+def merged(export_short: ExportShort, models: Path) -> Artifact:
+    return export_short(models / "out")
 
 
 @pytest.fixture(scope="session")
-def unmerged(export_tiny: ExportTiny, models: Path) -> Artifact:
-    return export_tiny(models / "out", lowering="unmerged")
+def unmerged(
+    export_short: ExportShort, models: Path, tiny_base: Path, tiny_adapter: Path
+) -> Artifact:
+    """Two layers."""
+    changes = {"base": str(tiny_base), "adapter": tiny_adapter, "lowering": "unmerged"}
+    return export_short(models / "out", **changes)
 
 
 @pytest.fixture(scope="session")
-def export_tiny(tiny_base: Path, tiny_adapter: Path, tiny_data: Path) -> ExportTiny:
-    """Export the tiny adapter with some of the request changed; the first artifact."""
+def export_short(short_base: Path, short_adapter: Path, tiny_data: Path) -> ExportShort:
+    """Export the adapter of one layer, some of the request changed; the first artifact."""
 
     def run(out: Path, **changes: object) -> Artifact:
         request: dict[str, object] = {
-            "adapter": tiny_adapter,
-            "base": str(tiny_base),
+            "adapter": short_adapter,
+            "base": str(short_base),
             "data": tiny_data,
             "seq_len": 24,
             **changes,

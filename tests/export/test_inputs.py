@@ -42,9 +42,11 @@ def test_every_form_reads_the_same(tmp_path, suffix):
 def test_a_limit_takes_the_first_rows_and_says_so(tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_text("\n".join(json.dumps(row) for row in ROWS))
-    data = read_data(file, limit=1)
-    assert data.texts == ("one, two",)
-    assert data.source.endswith("1 of 2 rows")
+    data = read_data(file)
+    assert data.first(1).texts == ("one, two",)
+    assert data.first(1).source.endswith(", 1 of 2 rows")
+    assert data.first(None).source.endswith(", 2 of 2 rows")
+    assert data.first(9).texts == data.texts
 
 
 def test_labels_may_be_names_or_numbers():

@@ -91,7 +91,7 @@ def test_the_signature_is_the_graphs_own(minilm_artifacts):
     assert [(t.name, t.shape) for t in signature.outputs] == [("logits", ("batch", 5))]
 
 
-@pytest.mark.parametrize(("scheme", "least"), [("fp32", 0.93), ("int8", 0.93), ("int3", 0.85)])
+@pytest.mark.parametrize(("scheme", "least"), [("fp32", 0.9), ("int8", 0.9), ("int3", 0.8)])
 def test_accuracy_on_the_held_out_rows_survives(minilm_artifacts, scheme, least):
     artifact = minilm_artifacts[scheme]
     held_out = arrays(artifact, "evaluation.npz")

@@ -126,21 +126,7 @@ def write_adapter(base: Path, directory: Path, config: Any = None, task: str = "
 
 def write_data(file: Path, rows: int = 12) -> Path:
     """Labelled text: some longer than any row, some a word."""
-    words = [
-        "the",
-        "quick",
-        "brown",
-        "fox",
-        "jumps",
-        "over",
-        "a",
-        "lazy",
-        "dog",
-        "42",
-        "times,",
-        "then",
-        "rests.",
-    ]
+    words = ("the quick brown fox", "jumps over a lazy dog", "42 times, then", "rests.")
     with file.open("w") as stream:
         for row in range(rows):
             text = " ".join(words[(row + i) % len(words)] for i in range(1 + row * 5))
