@@ -132,6 +132,7 @@ def test_the_agent_ends_with_its_host_and_the_run_goes_on(serving):
         "owner": "somebody@host",
         "store": "host:/results/runs",
         "names": ["null"],
+        "launches": 1,
     }
     # From the beginning: no event is lost, whoever follows.
     events = list(second.following(plan["id"]))

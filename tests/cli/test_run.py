@@ -1,4 +1,4 @@
-"""``edgebench run``, ``resume``, ``table``, ``devices`` and ``doctor`` in processes of their own."""
+"""``edgebench run``, ``resume``, ``table``, ``devices`` and ``doctor``, as real processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.measure.bench import Bench
 #: One launch of a second: what a test of the command line needs, and no figure.
 SHORT = ("--launches", "1", "--percentile", "50", "--precision", "90%", "--accuracy", "none")
 #: More samples than a test waits for.
-LONG = (*SHORT, "--min-count", "1000000000", "--max-duration", "100")
+LONG = (*SHORT, "--min-count", "10000000", "--max-duration", "100")
 
 
 def test_a_run_prints_a_table_and_writes_the_files(bench: Bench):
@@ -29,7 +29,7 @@ def test_a_run_prints_a_table_and_writes_the_files(bench: Bench):
     assert "launch 1/1" in done.stderr
     again = bench.run("table", "--json")
     (first, second) = json.loads(again.stdout)["latency"]
-    assert (first["artifact"], second["artifact"]) == ("a", "b")
+    assert [row["artifact"][:2] for row in (first, second)] == ["a-", "b-"]
     assert first["latency_p50_ms"] > 0
     assert first["verdict"] in ("UNDECIDED", "INVALID")  # one launch, and a busy machine perhaps
     assert bench.run("table", first["recording_id"]).stdout.count("recording") == 1
@@ -136,8 +136,8 @@ def test_a_second_run_with_no_wait_fails_and_names_the_owner(bench: Bench):
 @pytest.mark.parametrize("moment", ["solo", "warm-up", "measuring", "waiting"])
 def test_ctrl_c_ends_everything_and_leaves_nothing(bench: Bench, moment):
     if moment == "warm-up":
-        # A runtime that is slow to answer keeps it warming up.
-        arguments = (bench.artifact(width=2000, layers=12), *LONG)
+        # A slow model warms up for as long as it takes to notice.
+        arguments = (bench.artifact(width=1200, layers=8), *LONG)
     else:
         arguments = (bench.artifact(), *LONG)
     if moment == "waiting":
