@@ -67,6 +67,9 @@ class RunProgress:
     def _lost(self, event: dict[str, Any]) -> None:
         self.update(f"{self.device}  run {event['run']} is lost: {event['why']}")
 
+    def _unreadable(self, event: dict[str, Any]) -> None:
+        self.update(f"{self.device}  run {event['run']} can't be read there: {event['why']}")
+
     def _waiting(self, event: dict[str, Any]) -> None:
         self.update(f"{self.device}  waiting: {event['why']}")
 

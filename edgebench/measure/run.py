@@ -26,9 +26,12 @@ from edgebench.artifact import Artifact, sha256_file
 from edgebench.device import Device
 from edgebench.errors import (
     DeviceBusyError,
+    DeviceError,
     EdgebenchError,
     Interrupted,
     LinkError,
+    MeasurementError,
+    RecordingError,
     StorageError,
     UsageError,
 )
@@ -296,6 +299,7 @@ async def _attend(job: _Job, lost: LinkError) -> Recording:
         await asyncio.sleep(RECONNECT_POLL_S)
         try:
             async with open_session(job.device) as session:
+                until = time.monotonic() + RECONNECT_S
                 await _follow(session, job.run_id, job.report, offset=-1)
                 return await _collect(session, job.run_id, job.store, job.report)
         except LinkError as error:
@@ -303,6 +307,8 @@ async def _attend(job: _Job, lost: LinkError) -> Recording:
         except AgentFailure as error:
             if error.code != "no-run":
                 raise
+            if job.run_id in job.store.list():  # lost after it was stored and forgotten
+                return (await asyncio.to_thread(job.store.load, job.run_id)).recording
             raise LinkError(
                 "the connection was lost before the measurement had begun",
                 where=job.device.id,
@@ -340,15 +346,26 @@ async def _collect(session: Session, run_id: str, store: Store, report: Reporter
     if run_id not in store.list():
         try:
             await _store(session, run_id, store, report)
-        except (AgentFailure, StorageError):
+        except (AgentFailure, StorageError) as error:
+            if isinstance(error, AgentFailure) and error.code == "nothing":
+                await _forget(session, run_id)
+                raise MeasurementError(
+                    error.what,
+                    where=session.device.id,
+                    fix="Find out what ended it there (a reboot?), then run it again.",
+                ) from error
             if run_id not in store.list():
                 raise
+    await _forget(session, run_id)
+    return (await asyncio.to_thread(store.load, run_id)).recording
+
+
+async def _forget(session: Session, run_id: str) -> None:
     try:
         await session.client.request("forget", run=run_id)
     except AgentFailure as error:
         if error.code != "no-run":
             raise
-    return (await asyncio.to_thread(store.load, run_id)).recording
 
 
 async def _store(session: Session, run_id: str, store: Store, report: Reporter) -> None:
@@ -424,11 +441,13 @@ async def _pick_up(
             await _follow(session, entry["run"], report)
         try:
             found.append(await _collect(session, entry["run"], store, report))
-        except AgentFailure as error:
-            if error.code != "nothing":
-                raise
+        except MeasurementError as error:
             report({"event": "lost", "run": entry["run"], "why": error.what})
-            await session.client.request("forget", run=entry["run"])
+        except (DeviceError, RecordingError) as error:
+            # A spool that can't be read must not keep the device from measuring.
+            if running or isinstance(error, LinkError):
+                raise
+            report({"event": "unreadable", "run": entry["run"], "why": error.what})
     return found
 
 
