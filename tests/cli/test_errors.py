@@ -21,9 +21,9 @@ from tests.tiny import edit_manifest, tiny_model
 root_only = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 
 
-def refused(bench: Bench, code: int, kind: str, *arguments, **popen) -> dict:
+def refused(bench: Bench, code: int, kind: str, *arguments) -> dict:
     """Run a command that fails: its error document, after checking how it is said."""
-    done = bench.run(*arguments, "--json", **popen)
+    done = bench.call(*arguments, "--json")
     assert done.returncode == code, done.stderr
     error = json.loads(done.stdout)["error"]
     assert error["kind"] == kind
@@ -161,7 +161,7 @@ def test_an_option_that_can_not_be(bench: Bench, arguments, words):
 
 
 def test_an_unknown_option_is_a_usage_error_for_machines_too(bench: Bench):
-    done = bench.run("run", "--fly", "--json")
+    done = bench.call("run", "--fly", "--json")
     assert done.returncode == 2
     assert json.loads(done.stdout)["error"]["kind"] == "UsageError"
     assert "No such option: --fly" in done.stderr
@@ -237,7 +237,7 @@ def test_a_full_disk_under_the_results(bench: Bench):
         assert str(results) in error["where"]
         assert not [p for p in (results / "runs").iterdir() if not p.name.startswith(".tmp")]
         # The measurement is not lost: it can be stored elsewhere.
-        done = bench.run("resume", "--device", "bench", "--all", "--json")
+        done = bench.call("resume", "--device", "bench", "--all", "--json")
         assert done.returncode == 0, done.stderr
         assert len(json.loads(done.stdout)["latency"]) == 1
     finally:
@@ -247,18 +247,20 @@ def test_a_full_disk_under_the_results(bench: Bench):
 # -- recordings
 
 
-@pytest.mark.parametrize("name", ["recording.json", "samples.parquet", "state.jsonl"])
-def test_a_broken_recording_is_named_and_the_tables_stay(bench: Bench, name):
-    artifact = bench.artifact()
-    recording = measure(bench.device(), [artifact], bench.store, QUICK)
-    assert bench.run("table").returncode == 0
-    tables = {p.name: p.read_bytes() for p in (bench.path / "results" / "tables").iterdir()}
-    file = bench.store.root / recording.id / name
-    file.chmod(0o644)
-    os.truncate(file, file.stat().st_size // 2)
-    error = refused(bench, 3, "RecordingError", "table")
-    assert recording.id in error["where"] + error["what"]
-    assert {p.name: p.read_bytes() for p in (bench.path / "results" / "tables").iterdir()} == tables
+def test_a_broken_recording_is_named_and_the_tables_stay(bench: Bench):
+    recording = measure(bench.device(), [bench.artifact()], bench.store, QUICK)
+    assert bench.call("table").returncode == 0
+    directory = bench.path / "results" / "tables"
+    tables = {p.name: p.read_bytes() for p in directory.iterdir()}
+    for name in ("recording.json", "samples.parquet", "state.jsonl"):
+        file = bench.store.root / recording.id / name
+        whole = file.read_bytes()
+        os.truncate(file, len(whole) // 2)
+        error = refused(bench, 3, "RecordingError", "table")
+        assert recording.id in error["where"] + error["what"]
+        assert {p.name: p.read_bytes() for p in directory.iterdir()} == tables
+        file.write_bytes(whole)
+    assert bench.call("table").returncode == 0
 
 
 def test_a_recording_that_is_not_there(bench: Bench):
@@ -275,7 +277,7 @@ def test_an_error_is_said_once_for_people(bench: Bench):
     assert done.stderr.count("error: ") == 1
 
 
-@pytest.mark.parametrize("place", [0, 1, 3])
+@pytest.mark.parametrize("place", [0, 3])
 def test_debug_shows_a_traceback_wherever_it_stands_and_keeps_the_code(bench: Bench, place):
     arguments = ["run", "--device", "nope"]
     arguments.insert(place, "--debug")
