@@ -36,9 +36,10 @@ async def remote_python(transport: Transport, device: Device) -> str:
 
 
 async def start_remote_agent(transport: Transport, device: Device) -> AgentClient:
-    """Start the agent there, sending it first where it is missing.
+    """Start the agent there, sending it first where it is missing or does not start.
 
-    The usual case costs one command: the agent is tried, and looked for only if it doesn't answer.
+    The usual case costs one command: the agent is tried, and sent only if it doesn't answer. One
+    that a power cut has emptied under its name is mended in the same way.
 
     Raises:
         DeviceError: no Python there, or the agent does not start.
@@ -48,10 +49,8 @@ async def start_remote_agent(transport: Transport, device: Device) -> AgentClien
         return await _try_agent(transport, device, path)
     except LinkError:
         raise
-    except DeviceError as error:
-        if await transport.exists(path):
-            await _explain(transport, device, error)
-    await transport.put(AGENT_PATH, path)
+    except DeviceError:
+        await transport.put(AGENT_PATH, path)
     try:
         return await _try_agent(transport, device, path)
     except LinkError:
