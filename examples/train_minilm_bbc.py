@@ -5,8 +5,8 @@
     python examples/train_minilm_bbc.py --out examples/minilm-bbc
 
 Rank 8, alpha 16, on the query and value projections of all six layers, plus a new classification
-head that is trained in full. One thread and a fixed seed, so that a run can be repeated. Accuracy is
-printed on the held-out split, before and after.
+head that is trained in full. One thread and a fixed seed, so that a run can be repeated. Accuracy
+is printed on the held-out split, before and after.
 """
 
 from __future__ import annotations
