@@ -12,16 +12,21 @@ Pure functions, no I/O. Percentiles are fractions: 0.99, not 99.
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import inf
+from math import comb, fsum, inf
+from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 #: Every interval and bound of edgebench. LoadGen uses the same (results.cc, EarlyStopping).
 CONFIDENCE = 0.99
 
 #: LoadGen demands that a percentile could survive one slow query: its t starts at 1.
 OVERLATENCY = 1
+
+#: Up to so many overlatency queries the binomial sum is taken term by term: that many terms are
+#: exact, and a run is planned without the quarter of a second that importing scipy costs.
+_FEW = 8
 
 
 def overlatency_odds(n: int, overlatency: int, percentile: float) -> float:
@@ -36,6 +41,9 @@ def overlatency_odds(n: int, overlatency: int, percentile: float) -> float:
     """
     if overlatency >= n:
         return 1.0
+    if overlatency <= _FEW:
+        q = 1 - percentile
+        return fsum(comb(n, k) * q**k * percentile ** (n - k) for k in range(overlatency + 1))
     from scipy.special import betainc
 
     return float(betainc(n - overlatency, overlatency + 1, percentile))
@@ -94,6 +102,8 @@ def nearest_rank(durations: npt.ArrayLike, percentile: float) -> float:
 
     Always one of the samples, never interpolated (results.cc, ProcessLatencies).
     """
+    import numpy as np
+
     ordered = np.sort(np.asarray(durations, dtype=np.float64))
     if ordered.size == 0:
         raise ValueError("no samples: there is no quantile")
@@ -131,6 +141,8 @@ def order_statistic_interval(
     Returns:
         (lo, hi) in the unit of ``durations``; -inf or inf where the samples are too few.
     """
+    import numpy as np
+
     ordered = np.sort(np.asarray(durations, dtype=np.float64))
     lower, upper = order_statistic_ranks(ordered.size, percentile, confidence=confidence)
     return (

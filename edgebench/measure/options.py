@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from edgebench.artifact import Artifact
 from edgebench.errors import InputError, UsageError
+from edgebench.percentiles import min_samples
 from edgebench.recording import CooldownRule, Protocol, Scenario, StopRule, WarmupRule
-from edgebench.stats import min_samples
 
 if TYPE_CHECKING:
     from edgebench.device import Device, Placement

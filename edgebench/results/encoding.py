@@ -12,20 +12,22 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy.typing as npt
 from pydantic import ValidationError
 
 from edgebench.artifact import canonical_json, manifest_digest
 from edgebench.errors import RecordingError
 from edgebench.recording import SAMPLE_COLUMNS, SCHEMA, Recording
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
 DOCUMENT = "recording.json"
 SAMPLES = "samples.parquet"
 STATE = "state.jsonl"
 
-Samples = Mapping[str, npt.NDArray[Any]]
+Samples: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 StateLine = Mapping[str, Any]
 
 
