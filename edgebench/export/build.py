@@ -13,12 +13,12 @@ import numpy.typing as npt
 from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
 from edgebench.errors import ExportError
-from edgebench.export import cache, pipeline, store
+from edgebench.export import cache, store
 from edgebench.export.graph import IR_VERSION, OPSET, signature
 from edgebench.export.inputs import TimingInputs, Tokens, parity_feeds, save_arrays, timing_inputs
 from edgebench.export.module import OUTPUTS, Feed, build_base, forward_module, quiet, reference
 from edgebench.export.parity import FP32_TOLERANCE, compare
-from edgebench.export.pipeline import Plan
+from edgebench.export.plan import Plan, adapter_entry, base_entry, directory_name
 from edgebench.export.request import Progress
 from edgebench.export.sample_text import TEXTS
 from edgebench.export.session import run_graph
@@ -71,7 +71,7 @@ def build(
         built[scheme] = directory, _scheme(plan, traced, scheme, directory, step)
     # Only now does anything get its name: a scheme that fails leaves none of the others behind.
     return {
-        scheme: store.publish(directory, plan.request.out / pipeline.directory_name(plan, manifest))
+        scheme: store.publish(directory, plan.request.out / directory_name(plan, manifest))
         for scheme, (directory, manifest) in built.items()
     }
 
@@ -147,8 +147,8 @@ def _scheme(
         name=plan.name,
         task=plan.task,
         labels=plan.labels,
-        base=pipeline.base_entry(plan),
-        adapter=pipeline.adapter_entry(plan),
+        base=base_entry(plan),
+        adapter=adapter_entry(plan),
         exporter=nouns.Exporter(
             name=plan.found.exporter.name if plan.found else "base",
             road=plan.request.via,

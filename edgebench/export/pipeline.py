@@ -7,45 +7,12 @@ once; each scheme then has its own hidden directory until its parity with PyTorc
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
-from edgebench.errors import CheckpointError, ExportError, UsageError
-from edgebench.export import cache, store
-from edgebench.export.base import BaseModel, locate, read_base, require_tokenizer
-from edgebench.export.checkpoint import AdapterCheckpoint, id2label, read_adapter
-from edgebench.export.data import LabelledText, label_indices, read_data
-from edgebench.export.exporter import AdapterFacts, FoundExporter, Task, find_exporter
-from edgebench.export.request import ExportRequest, Progress, safe_name, validate
-from edgebench.workspace import builtin_root
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything that is known without torch; every check on it has passed."""
-
-    request: ExportRequest
-    name: str
-    base: BaseModel
-    adapter: AdapterCheckpoint | None
-    found: FoundExporter | None
-    facts: AdapterFacts | None
-    task: Task
-    labels: tuple[str, ...]
-    num_labels: int | None
-    data: LabelledText | None
-    held_out: LabelledText | None
-    truth: npt.NDArray[np.int64] | None
-    key: str
-
-    @property
-    def lowering(self) -> Any:
-        return self.request.lowering if self.adapter else "base"
+from edgebench.errors import UsageError
+from edgebench.export import build, cache, store
+from edgebench.export.plan import make_plan
+from edgebench.export.request import ExportRequest, Progress, validate
 
 
 def export(request: ExportRequest, progress: Progress | None = None) -> list[Artifact]:
@@ -80,102 +47,11 @@ def export(request: ExportRequest, progress: Progress | None = None) -> list[Art
     missing = tuple(scheme for scheme in request.quants if scheme not in artifacts)
     if missing:
         _require_libraries()
-        # Imported here: it pulls in nothing heavy itself, but belongs to the slow half.
-        from edgebench.export import build
-
         with store.staging(request.out) as temporary:
             artifacts |= build.build(plan, missing, temporary, report)
             cache.remember(request.out, plan.key, artifacts)
     report("done", 1.0)
     return [artifacts[scheme] for scheme in request.quants]
-
-
-def make_plan(request: ExportRequest) -> Plan:
-    """Read and check everything that needs no torch.
-
-    Raises:
-        CheckpointError, InputError, UsageError: as ``export``.
-    """
-    adapter = read_adapter(request.adapter) if request.adapter else None
-    base = _read_base(request, adapter)
-    require_tokenizer(base)
-    found = facts = None
-    if adapter:
-        found = find_exporter(request.exporter_dirs or (builtin_root() / "exporters",), adapter)
-        facts = found.exporter.inspect(adapter, base)
-    task, num_labels = (facts.task, facts.num_labels) if facts else _base_task(base)
-    if num_labels is None and task != "feature-extraction":
-        num_labels = len(id2label(base.config) or ()) or None
-        if num_labels is None:
-            raise CheckpointError(
-                "neither the adapter nor the base holds a classification head",
-                where=str(request.adapter or base.path),
-                fix="Save the head with the adapter: modules_to_save=['classifier'].",
-            )
-    if base.max_positions is not None and request.seq_len > base.max_positions:
-        raise UsageError(
-            f"{request.seq_len} tokens are more than the base's {base.max_positions} positions",
-            where="--seq-len",
-            fix=f"Give at most {base.max_positions}.",
-        )
-    labels = _labels(request, base, adapter, num_labels)
-    data = read_data(request.data) if request.data else None
-    held_out = truth = None
-    if data and task == "text-classification" and num_labels:
-        held_out = data.first(request.evaluation_limit)
-        truth = np.array(label_indices(held_out, labels or None, num_labels), dtype=np.int64)
-    name = request.name or safe_name(adapter.name if adapter else base.path.resolve().name)
-    return Plan(
-        request=request,
-        name=name,
-        base=base,
-        adapter=adapter,
-        found=found,
-        facts=facts,
-        task=task,
-        labels=labels,
-        num_labels=num_labels,
-        data=data,
-        held_out=held_out,
-        truth=truth,
-        key=cache.request_key(request, name, base, adapter, found),
-    )
-
-
-def base_entry(plan: Plan) -> nouns.Base:
-    """The manifest's account of the base."""
-    base = plan.base
-    return nouns.Base(
-        name=base.name,
-        digest=base.digest,
-        architecture=base.architecture,
-        hidden_size=base.hidden_size,
-        layers=base.layers,
-        heads=base.heads,
-        parameters=base.parameters,
-    )
-
-
-def adapter_entry(plan: Plan) -> nouns.Adapter | None:
-    """The manifest's account of the adapter."""
-    if plan.adapter is None or plan.facts is None:
-        return None
-    return nouns.Adapter(
-        name=plan.adapter.name,
-        digest=plan.adapter.digest,
-        kind=plan.facts.kind,
-        rank=plan.facts.rank,
-        bytes=plan.adapter.bytes,
-        parameters=plan.adapter.parameters,
-    )
-
-
-def directory_name(plan: Plan, manifest: nouns.Manifest) -> str:
-    """``<name>[-<lowering>]-<scheme>-<first 12 digits of the digest>``."""
-    parts = [plan.name, manifest.quantization.scheme, manifest.digest.partition(":")[2][:12]]
-    if plan.lowering != "merged":
-        parts.insert(1, plan.lowering)
-    return "-".join(parts)
 
 
 def _require_libraries() -> None:
@@ -188,60 +64,3 @@ def _require_libraries() -> None:
 
 
 _LIBRARIES = ("torch", "transformers", "peft", "onnx", "onnxscript", "onnxruntime")
-
-
-def _read_base(request: ExportRequest, adapter: AdapterCheckpoint | None) -> BaseModel:
-    if request.base is not None:
-        return read_base(request.base)
-    named = adapter.base_name if adapter else ""
-    if not named or locate(named) is None:
-        raise CheckpointError(
-            f"the adapter's base model {named!r} is not on this machine"
-            if named
-            else "the adapter does not name its base model",
-            where=f"{request.adapter}/adapter_config.json",
-            fix="Give it with --base: a directory, or package:<import name>/<folder>. "
-            "edgebench never downloads a model.",
-        )
-    return read_base(named)
-
-
-def _base_task(base: BaseModel) -> tuple[Task, int | None]:
-    """What a base alone does, from the class that saved it (``architectures`` in config.json)."""
-    architectures = base.config.get("architectures") or [""]
-    for ending, task in _ENDINGS.items():
-        if str(architectures[0]).endswith(ending):
-            return task, len(id2label(base.config) or ()) or None
-    if str(architectures[0]).endswith("ForCausalLM"):
-        raise ExportError(
-            "decoders can't be exported yet",
-            where=str(base.path),
-            fix="Encoders and classifiers can.",
-        )
-    return "feature-extraction", None
-
-
-_ENDINGS: dict[str, Task] = {
-    "ForSequenceClassification": "text-classification",
-    "ForTokenClassification": "token-classification",
-}
-
-
-def _labels(
-    request: ExportRequest,
-    base: BaseModel,
-    adapter: AdapterCheckpoint | None,
-    num_labels: int | None,
-) -> tuple[str, ...]:
-    """Label names: the request's, the adapter's own, or the base's; () where nobody says."""
-    own = adapter.labels if adapter else None
-    labels = request.labels or own or (None if own or adapter else id2label(base.config)) or ()
-    if num_labels is None:
-        return ()
-    if labels and len(labels) != num_labels:
-        raise UsageError(
-            f"{len(labels)} label names for a head with {num_labels} outputs",
-            where="--labels" if request.labels else str(request.adapter or base.path),
-            fix=f"Give {num_labels} names, in the order of the outputs.",
-        )
-    return labels

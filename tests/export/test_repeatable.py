@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edgebench.export import ExportRequest, cache, export
-from edgebench.export.pipeline import make_plan
+from edgebench.export.plan import make_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
