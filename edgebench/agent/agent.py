@@ -1479,15 +1479,14 @@ class Server:
         threading.Thread(target=child.wait, daemon=True).start()
 
     def status(self, run_dir: str) -> str:
-        """running, ended, or lost: its supervisor died before it could say how the run ended."""
-        result = os.path.join(run_dir, "result.json")
-        if os.path.exists(result):
-            return "ended"
-        # In this order: it may end between the two looks.
+        """running, ended, or lost: its supervisor died before it could say how the run ended.
+
+        One that has written the result still runs until it is gone, and the device's lock with it.
+        """
         with contextlib.suppress(FileNotFoundError):
             if is_held(os.open(os.path.join(run_dir, "alive"), os.O_RDWR)):
                 return "running"
-        return "ended" if os.path.exists(result) else "lost"
+        return "ended" if os.path.exists(os.path.join(run_dir, "result.json")) else "lost"
 
     def do_runs(self, request: Document) -> Document:
         """All runs that nobody has forgotten."""

@@ -123,6 +123,8 @@ def test_the_agent_ends_with_its_host_and_the_run_goes_on(serving):
     plan = null_plan(stop=endless(min_duration_s=1.5, max_duration_s=1.5))
     run_dir = first.start(plan)
     first.until(plan["id"], "launch")
+    (supervisor,) = processes("supervise", first.root)
+    assert os.getsid(supervisor) == supervisor  # no hang-up of the connection reaches it
     assert first.close() == 0
     second = serving()
     (listed,) = second.request("runs")["runs"]
@@ -223,6 +225,7 @@ def test_a_dead_supervisor_takes_its_worker_along_and_frees_the_lock(served, loc
             break
     (worker,) = processes("work", served.root)
     (supervisor,) = processes("supervise", served.root)
+    os.kill(worker, signal.SIGSTOP)  # so that it can't find out by itself that nobody listens
     os.kill(supervisor, signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{worker}").exists(), "the worker is gone")
     wait_until(lambda: is_free(lock), "the lock is free")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from edgebench.agent.agent import PROTOCOL, SENTINEL
+from edgebench.agent.agent import PROTOCOL, SENTINEL, lock_path
 from edgebench.errors import DeviceError, LinkError
 from edgebench.measure import client as client_module
 from edgebench.measure.client import AgentClient, AgentFailure
@@ -23,6 +24,13 @@ for line in sys.stdin:
     request = json.loads(line)
     %s
 """
+
+
+@pytest.fixture(autouse=True)
+def no_lock_file_is_left():
+    yield
+    for name in ("test-noise", "test-clock"):
+        Path(lock_path(name)).unlink(missing_ok=True)
 
 
 def speak(argv, conversation):
