@@ -23,6 +23,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -301,6 +302,8 @@ def check_external_data(model: Path) -> None:
     Raises:
         ArtifactError: the file is not ONNX, or points outside.
     """
+    if _surely_self_contained(model):
+        return
     import onnx
     from google.protobuf.message import DecodeError
 
@@ -326,6 +329,62 @@ def check_external_data(model: Path) -> None:
                         where=str(model),
                         fix=_REEXPORT,
                     )
+
+
+def _surely_self_contained(model: Path) -> bool:
+    """Whether an ONNX file can be told from its bytes alone to have no external data.
+
+    Each external tensor names its file under the key "location" (onnx.proto): where that text is
+    nowhere, there is none. Saves every run the quarter of a second that importing onnx costs.
+    """
+    if model.stat().st_size == 0:
+        return False
+    with model.open("rb") as stream, mmap(stream.fileno(), 0, access=ACCESS_READ) as data:
+        if data.find(b"location") >= 0:
+            return False
+        graph = _messages(data, 0, len(data)).get(_MODEL_GRAPH)
+        return graph is not None and bool(_messages(data, *graph))
+
+
+#: ModelProto.graph (onnx.proto).
+_MODEL_GRAPH = 7
+
+
+def _messages(data: mmap, position: int, end: int) -> dict[int, tuple[int, int]]:
+    """Begin and end of the length-delimited fields of a protobuf message, by number; the last
+    where one is repeated, none where it is malformed (https://protobuf.dev/programming-guides/
+    encoding)."""
+    found: dict[int, tuple[int, int]] = {}
+
+    def varint() -> int:
+        nonlocal position
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = data[position]
+            position += 1
+            value |= (byte & 0x7F) << shift
+            if byte < 0x80:
+                return value
+        raise IndexError
+
+    try:
+        while position < end:
+            number, kind = divmod(varint(), 8)
+            if kind == 0:
+                varint()
+            elif kind == 1:
+                position += 8
+            elif kind == 2:
+                size = varint()
+                found[number] = (position, position + size)
+                position += size
+            elif kind == 5:
+                position += 4
+            else:
+                return {}
+    except IndexError:
+        return {}
+    return found if position == end else {}
 
 
 def _tensors(proto: Any) -> list[Any]:
