@@ -170,6 +170,13 @@ class SshTransport(Transport):
                 where=f"{self._device}: {what}",
                 fix="Check who owns it, and `agent.root` in the profile.",
             ) from error
+        except asyncssh.SFTPBadMessage as error:
+            raise TransferError(
+                "no file can be moved: the device's start-up files print text where SFTP begins",
+                where=self._device,
+                fix="Let its ~/.bashrc and the like print only in interactive shells, or set "
+                "`Subsystem sftp internal-sftp` in its sshd_config.",
+            ) from error
         except asyncssh.SFTPError as error:
             raise TransferError(
                 f"the file can't be moved: {error.reason}", where=f"{self._device}: {what}"
