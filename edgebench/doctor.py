@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from edgebench.device import Device
+from edgebench.errors import DeviceError
 from edgebench.health import SINCE_BOOT, THROTTLE_BITS, Thresholds
 from edgebench.measure.options import PROVIDERS
 from edgebench.measure.session import Session, open_session
@@ -148,7 +149,11 @@ def _runtime(session: Session, offered: dict[str, Any]) -> Iterator[Finding]:
             f"It has {', '.join(has)}: install the runtime's build for this hardware.",
         )
         return
-    place = session.placement()
+    try:
+        place = session.placement()
+    except DeviceError as error:
+        yield Finding("FAIL", error.what, error.fix)
+        return
     pinned = f"CPU {','.join(map(str, place.cpus))}" if place.cpus else "not pinned"
     yield Finding("ok", f"{wanted}, {place.threads} thread{'s'[: place.threads > 1]} on {pinned}")
 

@@ -186,6 +186,7 @@ async def _run(job: _Job) -> Recording:
     try:
         async with open_session(job.device) as session:
             session.check_identity()
+            await session.check_runtime()
             await _pick_up(session, job.store, job.report)
             if not session.local:
                 await send_artifacts(session.transport, session.client, job.artifacts, job.report)

@@ -61,6 +61,25 @@ class Session:
                 fix="Measure it under another profile, or correct this one.",
             )
 
+    async def check_runtime(self) -> None:
+        """Refuse a device without ONNX Runtime before anything is sent there.
+
+        Only where no package of that name is listed is it looked for by importing it, since that
+        takes a second on a small device.
+
+        Raises:
+            DeviceError: it does not import there.
+        """
+        if self.versions.keys() & {"onnxruntime", "onnxruntime-gpu"}:
+            return
+        offered = await self.client.request("provider")
+        if "missing" in offered:
+            raise DeviceError(
+                f"ONNX Runtime does not import there: {offered['missing']}",
+                where=self.device.id,
+                fix=f"Install it with `edgebench setup --device {self.device.id}`.",
+            )
+
     def placement(self, threads: int | None = None) -> Placement:
         """Threads and CPUs there.
 
