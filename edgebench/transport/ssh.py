@@ -112,7 +112,8 @@ class SshTransport(Transport):
     async def open(self, argv: Sequence[str]) -> Channel:
         line = shell_line(argv)
         with self._told(argv[0]):
-            return SshChannel(await self._start(line, stdin=b""), self._device)
+            process = await self._start(line, stdin=b"")
+            return SshChannel(process, self._connection(), self._device)
 
     async def _start(self, line: str, *, stdin: bytes | None) -> asyncssh.SSHClientProcess[bytes]:
         # A terminal would echo, translate line ends, and turn bytes into signals.

@@ -21,8 +21,15 @@ _PIECE_BYTES = 256 * 1024
 class SshChannel(Channel):
     """One SSH session. Lines are split here: asyncssh would cut a long one at its window's size."""
 
-    def __init__(self, process: asyncssh.SSHClientProcess[bytes], device: str) -> None:
+    def __init__(
+        self,
+        process: asyncssh.SSHClientProcess[bytes],
+        connection: asyncssh.SSHClientConnection,
+        device: str,
+    ) -> None:
         self._process = process
+        # Kept, since a channel that has closed does not know it any more.
+        self._connection = connection
         self._device = device
         self._buffer = bytearray()
         self._ended = False
@@ -51,7 +58,7 @@ class SshChannel(Channel):
                 raise self._lost() from error
             if piece:
                 self._buffer += piece
-            elif self._process.channel.get_connection().is_closed():
+            elif self._connection.is_closed():
                 # sshd died: its end of file is not the command's.
                 raise self._lost()
             else:

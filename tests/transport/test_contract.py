@@ -119,6 +119,17 @@ async def test_a_line_of_megabytes_arrives_whole(transport: Transport) -> None:
         await channel.close()
 
 
+async def test_the_end_of_a_command_is_an_empty_line_however_late_one_reads(
+    transport: Transport,
+) -> None:
+    async with transport:
+        channel = await transport.open(["true"])
+        assert await channel.wait() == 0
+        await asyncio.sleep(0.1)
+        assert await channel.readline() == b""
+        await channel.close()
+
+
 async def test_the_end_of_a_command_is_an_empty_line(transport: Transport) -> None:
     async with transport:
         channel = await transport.open(["printf", "a\\nb"])
