@@ -49,8 +49,8 @@ def test_installing_again_mends_what_was_broken_and_sweeps_what_was_left(far: Fa
     (far.root / "site/.link").symlink_to("nowhere")
     provision.setup(far.device(), reinstall=True)
     assert module.read_text() == "name = 'one'\n"
+    assert "active" in sites(far)
     assert len(sites(far)) == 2
-    assert sites(far)[1] == "active"
     assert list((far.root / "wheels").iterdir()) == []
     run(far.device(), [far.artifact()], far.store, QUICK)
     far.settled()
