@@ -11,18 +11,14 @@ nothing is counted twice.
 from __future__ import annotations
 
 import asyncio
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import edgebench
-from edgebench.agent.agent import PROTOCOL
-from edgebench.artifact import Artifact, sha256_file
+from edgebench.artifact import Artifact
 from edgebench.device import Device
 from edgebench.errors import (
     DeviceBusyError,
@@ -37,15 +33,11 @@ from edgebench.errors import (
 )
 from edgebench.measure.client import AgentFailure, Ended
 from edgebench.measure.collect import assemble, fetch, recording_of
-from edgebench.measure.deploy import AGENT_PATH, send_artifacts
-from edgebench.measure.options import RunOptions, build_protocol
+from edgebench.measure.deploy import send_artifacts
+from edgebench.measure.options import RunOptions
+from edgebench.measure.plan import build_plan, spool_bytes, store_name
 from edgebench.measure.session import Session, open_session, owner
 from edgebench.recording import (
-    SCHEMA,
-    Accuracy,
-    ArtifactEntry,
-    DeviceRecord,
-    Protocol,
     Recording,
 )
 from edgebench.results.store import Store
@@ -56,8 +48,6 @@ from edgebench.workspace import ensure_dir
 #: Every event names its "device".
 Reporter = Callable[[dict[str, Any]], None]
 
-#: Configuration entries of the runtime's session that a scheme asks for, in its manifest's details.
-_SESSION_OPTIONS = ("session_options", "session_options_x86_without_vnni")
 #: How often a busy device is asked again, and a lost one looked for (seconds).
 BUSY_POLL_S = 2.0
 RECONNECT_POLL_S = 3.0
@@ -204,59 +194,7 @@ async def _run(job: _Job) -> Recording:
 
 
 async def _plan(session: Session, job: _Job) -> dict[str, Any]:
-    """The plan document of docs/agent-protocol.md."""
-    placement = session.placement(job.options.threads)
-    protocol = build_protocol(job.options, job.device, placement, job.artifacts)
-    device = await session.record(protocol.runtime)
-    clock = await session.client.clock()
-    known = _known_accuracy(job, device, protocol)
-    entries = [_worker_entry(artifact, session.local) for artifact in job.artifacts]
-    for index in known:
-        entries[index]["evaluation"] = None
-    return {
-        "id": job.run_id,
-        "agent_protocol": PROTOCOL,
-        "agent_digest": f"sha256:{sha256_file(AGENT_PATH)}",
-        "owner": owner(),
-        "store": _store_name(job.store),
-        "protocol": protocol.model_dump(mode="json"),
-        "artifacts": entries,
-        # What the agent only keeps for whoever collects the run.
-        "carry": {
-            "schema": SCHEMA,
-            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "edgebench_version": edgebench.__version__,
-            "device": device.model_dump(mode="json"),
-            "artifacts": [_entry(artifact) for artifact in job.artifacts],
-            "clock": clock.model_dump(mode="json"),
-            "known_accuracy": {index: value.model_dump() for index, value in known.items()},
-            "host": {"system": platform.system(), "machine": platform.machine()},
-            "power_absent": _power_absent(job.device),
-        },
-    }
-
-
-def _known_accuracy(job: _Job, device: DeviceRecord, protocol: Protocol) -> dict[int, Accuracy]:
-    """By artifact: its accuracy on this very device, where the store has it already."""
-    if protocol.accuracy != "all" or not job.options.reuse_accuracy:
-        return {}
-    wanted = {artifact.digest: index for index, artifact in enumerate(job.artifacts)}
-    found: dict[int, Accuracy] = {}
-    for recording in job.store.documents():
-        if len(found) == len(wanted):
-            break
-        if (
-            recording.device.fingerprint_digest != device.fingerprint_digest
-            or recording.protocol.batch != protocol.batch
-            or recording.protocol.accuracy != "all"
-        ):
-            continue
-        for solo in recording.solo:
-            index = wanted.get(recording.artifacts[solo.artifact].digest)
-            if index is not None and solo.accuracy is not None:
-                source = solo.accuracy.recording or recording.id
-                found.setdefault(index, solo.accuracy.model_copy(update={"recording": source}))
-    return found
+    return await build_plan(session, job.run_id, job.artifacts, job.store, job.options)
 
 
 async def _start(session: Session, plan: dict[str, Any], job: _Job) -> None:
@@ -264,7 +202,7 @@ async def _start(session: Session, plan: dict[str, Any], job: _Job) -> None:
         # From here on the device may have it, even if the answer is lost on the way.
         job.started = True
         try:
-            await session.client.request("start", plan=plan, disk_bytes=_spool_bytes(plan))
+            await session.client.request("start", plan=plan, disk_bytes=spool_bytes(plan))
         except DeviceBusyError as error:
             job.started = False
             if not job.wait:
@@ -432,7 +370,7 @@ async def _pick_up(
     for entry in (await session.client.request("runs"))["runs"]:
         if entry["owner"] != owner():
             continue
-        if not (everything or entry["store"] == _store_name(store)):
+        if not (everything or entry["store"] == store_name(store)):
             continue
         under_way = entry["status"] == "running"
         if under_way and not running:
@@ -472,47 +410,3 @@ def check_writable(directory: Path) -> None:
 
 def _silent(event: dict[str, Any]) -> None:
     return None
-
-
-def _store_name(store: Store) -> str:
-    return f"{platform.node()}:{store.root.resolve()}"
-
-
-def _entry(artifact: Artifact) -> dict[str, Any]:
-    return ArtifactEntry(
-        name=artifact.name,
-        digest=artifact.digest,
-        size_bytes=artifact.size_bytes,
-        manifest=artifact.manifest.model_dump(mode="json", by_alias=True),
-    ).model_dump(mode="json")
-
-
-def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
-    """What the worker needs of an artifact."""
-    manifest = artifact.manifest
-    details = manifest.quantization.details
-    return {
-        "name": artifact.name,
-        "digest": artifact.digest,
-        "path": str(artifact.path.resolve()) if local else None,
-        "files": {name: file.model_dump() for name, file in manifest.files.items()},
-        "model": manifest.model,
-        "inputs": manifest.data.inputs,
-        "evaluation": manifest.data.evaluation,
-        "label": f"{artifact.name} {manifest.quantization.scheme}",
-        **{key: dict(details[key]) for key in _SESSION_OPTIONS if key in details},
-    }
-
-
-def _spool_bytes(plan: dict[str, Any]) -> int:
-    """Disk that the run's samples and state may take: 40 bytes a call, with room to grow."""
-    protocol = plan["protocol"]
-    calls = protocol["stop"]["min_count"] * len(plan["artifacts"]) * protocol["launches"]
-    return 4_000_000 + 80 * int(calls)
-
-
-def _power_absent(device: Device) -> str | None:
-    if not device.meters:
-        return "no power source on this device"
-    kinds = ", ".join(meter.kind for meter in device.meters)
-    return f"this version of edgebench has no driver for the meter {kinds}"

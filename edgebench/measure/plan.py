@@ -1,0 +1,135 @@
+"""The plan of a run: the one document that the device and whoever collects the run need."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import edgebench
+from edgebench.agent.agent import PROTOCOL
+from edgebench.artifact import Artifact, sha256_file
+from edgebench.device import Device
+from edgebench.measure.deploy import AGENT_PATH
+from edgebench.measure.options import RunOptions, build_protocol
+from edgebench.measure.session import Session, owner
+from edgebench.recording import SCHEMA, Accuracy, ArtifactEntry, DeviceRecord, Protocol
+from edgebench.results.store import Store
+
+#: Configuration entries of the runtime's session that a scheme asks for, in its manifest's details.
+_SESSION_OPTIONS = ("session_options", "session_options_x86_without_vnni")
+
+
+async def build_plan(
+    session: Session,
+    run_id: str,
+    artifacts: Sequence[Artifact],
+    store: Store,
+    options: RunOptions,
+) -> dict[str, Any]:
+    """The plan document of docs/agent-protocol.md.
+
+    Raises:
+        InputError, DeviceError: artifacts and device don't fit what is asked for.
+    """
+    device_profile = session.device
+    placement = session.placement(options.threads)
+    protocol = build_protocol(options, device_profile, placement, artifacts)
+    device = await session.record(protocol.runtime)
+    clock = await session.client.clock()
+    known = _known_accuracy(artifacts, store, device, protocol) if options.reuse_accuracy else {}
+    entries = [_worker_entry(artifact, session.local) for artifact in artifacts]
+    for index in known:
+        entries[index]["evaluation"] = None
+    return {
+        "id": run_id,
+        "agent_protocol": PROTOCOL,
+        "agent_digest": f"sha256:{sha256_file(AGENT_PATH)}",
+        "owner": owner(),
+        "store": store_name(store),
+        "protocol": protocol.model_dump(mode="json"),
+        "artifacts": entries,
+        # What the agent only keeps for whoever collects the run.
+        "carry": {
+            "schema": SCHEMA,
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "edgebench_version": edgebench.__version__,
+            "device": device.model_dump(mode="json"),
+            "artifacts": [_entry(artifact) for artifact in artifacts],
+            "clock": clock.model_dump(mode="json"),
+            "known_accuracy": {index: value.model_dump() for index, value in known.items()},
+            "host": {"system": platform.system(), "machine": platform.machine()},
+            "power_absent": _power_absent(device_profile),
+        },
+    }
+
+
+def _known_accuracy(
+    artifacts: Sequence[Artifact], store: Store, device: DeviceRecord, protocol: Protocol
+) -> dict[int, Accuracy]:
+    """By artifact: its accuracy on this very device, where the store has it already."""
+    if protocol.accuracy != "all":
+        return {}
+    wanted = {artifact.digest: index for index, artifact in enumerate(artifacts)}
+    found: dict[int, Accuracy] = {}
+    for recording in store.documents():
+        if len(found) == len(wanted):
+            break
+        if (
+            recording.device.fingerprint_digest != device.fingerprint_digest
+            or recording.protocol.batch != protocol.batch
+            or recording.protocol.accuracy != "all"
+        ):
+            continue
+        for solo in recording.solo:
+            index = wanted.get(recording.artifacts[solo.artifact].digest)
+            if index is not None and solo.accuracy is not None:
+                source = solo.accuracy.recording or recording.id
+                found.setdefault(index, solo.accuracy.model_copy(update={"recording": source}))
+    return found
+
+
+def store_name(store: Store) -> str:
+    """Which results directory a run was begun for, told apart across hosts."""
+    return f"{platform.node()}:{store.root.resolve()}"
+
+
+def spool_bytes(plan: dict[str, Any]) -> int:
+    """Disk that the run's samples and state may take: 40 bytes a call, with room to grow."""
+    protocol = plan["protocol"]
+    calls = protocol["stop"]["min_count"] * len(plan["artifacts"]) * protocol["launches"]
+    return 4_000_000 + 80 * int(calls)
+
+
+def _entry(artifact: Artifact) -> dict[str, Any]:
+    return ArtifactEntry(
+        name=artifact.name,
+        digest=artifact.digest,
+        size_bytes=artifact.size_bytes,
+        manifest=artifact.manifest.model_dump(mode="json", by_alias=True),
+    ).model_dump(mode="json")
+
+
+def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
+    """What the worker needs of an artifact."""
+    manifest = artifact.manifest
+    details = manifest.quantization.details
+    return {
+        "name": artifact.name,
+        "digest": artifact.digest,
+        "path": str(artifact.path.resolve()) if local else None,
+        "files": {name: file.model_dump() for name, file in manifest.files.items()},
+        "model": manifest.model,
+        "inputs": manifest.data.inputs,
+        "evaluation": manifest.data.evaluation,
+        "label": f"{artifact.name} {manifest.quantization.scheme}",
+        **{key: dict(details[key]) for key in _SESSION_OPTIONS if key in details},
+    }
+
+
+def _power_absent(device: Device) -> str | None:
+    if not device.meters:
+        return "no power source on this device"
+    kinds = ", ".join(meter.kind for meter in device.meters)
+    return f"this version of edgebench has no driver for the meter {kinds}"
