@@ -293,7 +293,16 @@ async def _collect(session: Session, run_id: str, store: Store, report: Reporter
                     where=session.device.id,
                     fix="Find out what ended it there (a reboot?), then run it again.",
                 ) from error
-            if run_id not in store.list():
+            if run_id in store.list():
+                pass
+            elif isinstance(error, StorageError):
+                raise StorageError(
+                    error.what,
+                    where=error.where,
+                    fix=f"{error.fix} Nothing is lost: `edgebench resume --device "
+                    f"{session.device.id} --all` collects the run from the device.",
+                ) from error
+            else:
                 raise
     await _forget(session, run_id)
     return (await asyncio.to_thread(store.load, run_id)).recording
