@@ -213,15 +213,19 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("value", HOSTILE)
 def test_a_hostile_root_is_a_directory_of_that_name(
-    far: Far, value: str, monkeypatch: pytest.MonkeyPatch
+    far: Far, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    root = far.path / "here" / value
     monkeypatch.chdir(far.path)
+    root = far.path.joinpath("here", *HOSTILE)
     recording = run(far.device(root=str(root)), [far.artifact()], far.store, QUICK)
     assert recording.status == "done"
     assert (root / "agents").is_dir()
+    # Each part is one directory, with that name and no other beside it.
+    place = far.path / "here"
+    for name in root.relative_to(place).parts:
+        assert [path.name for path in place.iterdir()] == [name]
+        place /= name
     assert pwned(far) == []
 
 

@@ -174,8 +174,11 @@ def test_a_device_that_does_not_come_back_keeps_its_run_for_resume(
 # -- the host goes away
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("ended", [False, True], ids=["running", "ended"])
+@pytest.mark.parametrize(
+    ("number", "ended"),
+    [(signal.SIGINT, False), (signal.SIGKILL, True)],
+    ids=["interrupted-and-running", "killed-and-ended"],
+)
 def test_a_run_whose_host_is_gone_is_resumed_whole_and_once(
     far: Far, number: signal.Signals, ended: bool
 ) -> None:

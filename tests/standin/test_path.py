@@ -78,7 +78,7 @@ def story(standin_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         story.tell("again", "setup", "--device", "bench", "--accept", "SHA256:none")
         story.tell("doctor", "doctor", "--device", "bench")
         story.tell("run", "run", "--device", "bench", a, b, *SHORT, "--accuracy", "10")
-        story.tell("second", "run", "--device", "bench", a, b, *SHORT, "--accuracy", "none")
+        story.tell("second", "run", "--device", "bench", b, *SHORT, "--accuracy", "none")
         story.tell("table", "table", "--emulated", "--json")
         yield story
         bench.close()
@@ -179,7 +179,7 @@ def test_a_second_run_sends_nothing(story: Story) -> None:
 
 def test_emulated_rows_stay_out_of_the_files_and_come_when_asked_for(story: Story) -> None:
     rows = json.loads(story.done["table"].stdout)["latency"]
-    assert len(rows) == 4
+    assert len(rows) == 3
     assert len({row["recording_id"] for row in rows}) == 2
     assert all(row["emulated"] for row in rows)
     story.bench.run("table")
@@ -234,12 +234,16 @@ def test_what_happens_to_the_device_while_it_measures_reaches_the_verdict(
 
         options = replace(ON_STANDIN, min_duration_s=4.0)
         recording = run(device, [bench.artifact()], bench.store, options, report=trouble)
-        found = {r.code: r.seen for r in verdict(bench.store.load(recording.id)).reasons}
+        doctor = bench.run("doctor", "--device", "bench")
+    found = {r.code: r.seen for r in verdict(bench.store.load(recording.id)).reasons}
     assert found[Code.TOO_HOT] == "it reached 81.2 °C, its profile's limit is 75 °C"
     assert "between 600 and 1800 MHz" in found[Code.FREQUENCY_CHANGED]
     assert "throttled=0x50005" in found[Code.UNDER_VOLTAGE]
     assert "throttled" in found[Code.THROTTLED]
     assert Code.GOVERNOR in found
+    assert doctor.returncode == 1
+    assert "FAIL  81 °C (cpu-thermal), its limit is 75 °C  Let it cool" in doctor.stdout
+    assert "FAIL  under-voltage, throttled right now (throttled=0x50005)" in doctor.stdout
 
 
 def test_two_devices_are_measured_side_by_side(
@@ -251,7 +255,7 @@ def test_two_devices_are_measured_side_by_side(
             bench.stand_in("pi4", four, extends="pi4"),
             bench.stand_in("pi5", five, extends="pi5"),
         ]
-        artifacts = [bench.artifact("a"), bench.artifact("b")]
+        artifacts = [bench.artifact("a")]
         order: list[tuple[str, str]] = []
         outcomes = run_many(
             devices,
@@ -271,7 +275,6 @@ def test_two_devices_are_measured_side_by_side(
     models = [recording.device.fingerprint["model"] for recording in recordings]
     assert models[0].startswith("Raspberry Pi 4")
     assert models[1].startswith("Raspberry Pi 5")
-    assert [len(recording.artifacts) for recording in recordings] == [2, 2]
     # Side by side: each had begun before the other had ended.
     starts = [order.index((name, "started")) for name in ("pi4", "pi5")]
     ends = [order.index((name, "stored")) for name in ("pi4", "pi5")]
