@@ -302,6 +302,7 @@ def figures(usages: dict[str, Sequence[Usage]]) -> list[Figure]:
         )
         for peer in (PEER_ORT, PEER_TORCH)
         for ours in (OURS_ONE, OURS_DEFAULT)
+        if peer in outside and ours in outside
     ]
 
 
@@ -327,7 +328,9 @@ def measure(quick: bool) -> list[Figure]:
                 python, "pytorch", base, "feature-extraction", n, place.directory
             ),
         }
-        if not quick:
+        if quick:
+            sides = {name: sides[name] for name in (OURS_ONE, PEER_ORT)}
+        else:
             for name in (OURS_ONE, PEER_ORT, PEER_TORCH):
                 sides[name](QUICK_ITERATIONS)
         for _ in range(1 if quick else REPEATS):

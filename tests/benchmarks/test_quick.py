@@ -1,0 +1,66 @@
+"""Each benchmark runs with ``--quick``: to its closing lines, whatever they say."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.conftest import BENCHMARKS
+
+ROOT = BENCHMARKS.parent
+MINILM = ("harness", "process", "repeatability", "dispatch")
+EVERY = (*MINILM, "startup", "fleet")
+
+
+def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [sys.executable, str(BENCHMARKS / f"{name}.py"), *arguments],
+        env={**os.environ, "PYTHONPATH": paths, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_every_benchmark_is_tried() -> None:
+    runnable = {p.stem for p in BENCHMARKS.glob("*.py") if "run_benchmark(__doc__" in p.read_text()}
+    assert runnable == set(EVERY)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_quick_ends_with_a_line_a_figure(name: str) -> None:
+    if name in MINILM and not list(ROOT.glob("results/artifacts/minilm-bbc-int8-*")):
+        pytest.skip("the MiniLM artifacts are not exported here")
+    if name in ("dispatch", "fleet") and not (
+        shutil.which("sshd") or Path("/usr/sbin/sshd").exists()
+    ):
+        pytest.skip("no OpenSSH server here")
+    done = run(name, "--quick")
+    if name == "process" and done.returncode == 2:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode in (0, 1), done.stderr
+    closing = done.stdout.rpartition("\n\n")[2].splitlines()
+    assert closing
+    assert all("(target " in line and line.endswith((" ok", " SHORT")) for line in closing)
+    assert done.returncode == any(line.endswith(" SHORT") for line in closing)
+
+
+@pytest.mark.parametrize("name", MINILM)
+def test_without_artifacts_it_says_how_to_make_them(name: str, tmp_path: Path) -> None:
+    done = run(name, "--quick", EDGEBENCH_BENCHMARK_ARTIFACTS=str(tmp_path))
+    assert done.returncode == 2
+    assert "edgebench export examples/minilm-bbc" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_help_says_how_the_figure_is_taken(name: str) -> None:
+    done = run(name, "--help")
+    assert done.returncode == 0
+    assert len(done.stdout) > 500
