@@ -181,8 +181,9 @@ def print_tables(
     errors: Sequence[EdgebenchError] = (),
     *,
     as_json: bool,
+    nothing: str = "There is no recording yet. Make one with `edgebench run`.",
 ) -> None:
-    """Tables on stdout, and where their files are."""
+    """Tables on stdout, and where their files are; ``nothing`` where they have no row."""
     from edgebench.cli.output import console, say_json
     from edgebench.results.show import render, to_records
 
@@ -195,7 +196,7 @@ def print_tables(
     if len(tables.latency):
         output.print(render(tables))
     else:
-        output.print("There is no recording yet. Make one with `edgebench run`.")
+        output.print(nothing)
     output.print(f"tables: {directory}/{{latency,energy,power}}.{{csv,parquet}}")
 
 

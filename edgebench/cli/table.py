@@ -36,4 +36,10 @@ def table(
     tables = edgebench.api.write_tables(results, include_emulated=emulated)
     if runs:
         tables = build((store.load(id_) for id_ in runs), include_emulated=emulated)
-    print_tables(tables, edgebench.api.results_dir(results) / "tables", as_json=as_json)
+    directory = edgebench.api.results_dir(results) / "tables"
+    if store.list() and not emulated:
+        # Some are there, so what is not shown was left out.
+        nothing = "Every recording here is of an emulated device: `edgebench table --emulated`."
+        print_tables(tables, directory, as_json=as_json, nothing=nothing)
+    else:
+        print_tables(tables, directory, as_json=as_json)

@@ -182,7 +182,7 @@ def test_emulated_rows_stay_out_of_the_files_and_come_when_asked_for(story: Stor
     assert len(rows) == 3
     assert len({row["recording_id"] for row in rows}) == 2
     assert all(row["emulated"] for row in rows)
-    story.bench.run("table")
+    assert "edgebench table --emulated" in story.bench.run("table").stdout
     for name in ("latency", "energy", "power"):
         path = story.bench.path / "results/tables" / f"{name}.csv"
         assert list(csv.reader(path.open()))[1:] == []
