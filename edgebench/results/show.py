@@ -127,7 +127,8 @@ def plus_minus(row: Row, name: str, *, scale: float = 1, unit: str = "") -> str:
     if lo is None or hi is None:
         return f"{value * scale:.4g}{unit} ± ?"
     half = scale * max(hi - value, value - lo)
-    digits = _decimals(half)
+    # An interval wider than its figure must not round the figure away.
+    digits = _decimals(min(half, scale * value) if value > 0 else half)
     return f"{value * scale:.{digits}f} ± {half:.{digits}f}{unit}"
 
 

@@ -114,3 +114,8 @@ def test_rows_that_share_a_scheme_are_told_apart(tmp_path):
     store.write(recording.model_copy(update={"artifacts": entries}), make_samples(), make_state())
     text = shown(build(store.load_all()[0]))
     assert "against minilm-bbc-int8: minilm-bbc-unmerged-int8" in text
+
+
+def test_an_interval_wider_than_its_figure_does_not_round_the_figure_away() -> None:
+    row = {"latency_p50_ms": 0.0412, "latency_p50_ms_lo": 0.0, "latency_p50_ms_hi": 850.0}
+    assert plus_minus(row, "latency_p50_ms") == "0.041 ± 849.959"
