@@ -1,8 +1,8 @@
 """Do ten runs say the same thing, and do their intervals say how far to trust them?
 
 Ten separate ``edgebench run``s of the same two artifacts, fp32 and int8, one after another: the
-default five launches each, ``--percentile 90`` so that ten fit into ten minutes, without task
-accuracy. Only what the tables print is used.
+default five launches each, at least 200 calls an artifact and at most 7 s a launch, so that ten fit
+into ten minutes, without task accuracy. Only what the tables print is used.
 
 * *The ratio.* (max - min) / median over the ten runs of the interleaved int8-over-fp32 ratio. Both
   artifacts take turns in the same workers, so what moves the machine moves both.
@@ -72,7 +72,8 @@ def figures(ratios: Sequence[float], p50: dict[str, Sequence[Interval]]) -> list
 def measure(quick: bool) -> list[Figure]:
     """Make the runs."""
     paths = {scheme: artifact(scheme) for scheme in SCHEMES}
-    options = ["--percentile", "90", "--accuracy", "none"]
+    options = ["--percentile", "90", "--min-count", "200", "--max-duration", "7"]
+    options += ["--accuracy", "none"]
     if quick:
         options = ["--percentile", "50", "--accuracy", "none", "--launches", "2"]
         options += ["--precision", "99%"]
