@@ -17,6 +17,7 @@ import json
 import math
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -112,6 +113,8 @@ def run_benchmark(
         "--quick", action="store_true", help="few repetitions: shows that it works, decides nothing"
     )
     arguments = parser.parse_args(argv)
+    # So that a benchmark that is told to end takes its servers and directories with it.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with contextlib.suppress(AttributeError, ValueError):
         sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     try:
