@@ -1,7 +1,8 @@
 """The latency table for people: at a terminal, or as plain text in a file.
 
 A figure is printed to two digits of its uncertainty: ``39.8 ± 2.7``, where ± is the larger side of
-its 99 % interval. p99 has its upper end: ``42.6 (<45.7)``. A figure that was withheld is ``—``.
+its 99 % interval. The highest percentile that the run asked for has its upper end:
+``42.6 (<45.7)``. A figure that was withheld is ``—``.
 """
 
 from __future__ import annotations
@@ -79,6 +80,16 @@ def _heading(session: Sequence[Row]) -> Text:
     )
 
 
+#: The slow end, the slowest first: one of them is shown.
+_TAILS = ("p99", "p95", "p90")
+
+
+def _asked(row: Row, percentile: str) -> bool:
+    """Whether there is such a figure, or should be: a verdict counts what the run asked for."""
+    there = row[f"latency_{percentile}_ms"] is not None
+    return there or f"{percentile}-samples" in row["reasons"].split(";")
+
+
 def _table(
     session: Sequence[Row], measured: Sequence[Row], verdicts: Mapping[str, Verdict]
 ) -> Table:
@@ -88,11 +99,12 @@ def _table(
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
     table.add_column("artifact", overflow="fold")
     powered = any(row["energy_per_inference_j"] is not None for row in measured)
+    tail = next((p for p in _TAILS if any(_asked(row, p) for row in session)), "p99")
     names = [
         "bits",
         "MB",
         "p50 ms",
-        "p99 ms",
+        f"{tail} ms",
         *(["J/call", "peak W"] if powered else []),
         "accuracy",
     ]
@@ -107,7 +119,7 @@ def _table(
             f"{row['storage_bits']} / {row['compute_bits']}",
             f"{row['artifact_size_mb']:.1f}",
             plus_minus(row, "latency_p50_ms"),
-            _bounded(row, "latency_p99_ms"),
+            _bounded(row, f"latency_{tail}_ms"),
             *(
                 [plus_minus(energy, "energy_per_inference_j"), _plain(energy["power_peak_w"])]
                 if powered

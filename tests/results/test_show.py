@@ -11,7 +11,7 @@ from rich.console import Console
 from edgebench.results.show import plus_minus, render, to_records
 from edgebench.results.store import Store
 from edgebench.results.tables import build
-from tests.results.make import make_recording, make_samples, make_state
+from tests.results.make import make_protocol, make_recording, make_samples, make_state
 
 
 def shown(tables, width: int = 100) -> str:
@@ -119,3 +119,12 @@ def test_rows_that_share_a_scheme_are_told_apart(tmp_path):
 def test_an_interval_wider_than_its_figure_does_not_round_the_figure_away() -> None:
     row = {"latency_p50_ms": 0.0412, "latency_p50_ms_lo": 0.0, "latency_p50_ms_hi": 850.0}
     assert plus_minus(row, "latency_p50_ms") == "0.041 ± 849.959"
+
+
+def test_the_highest_percentile_that_was_asked_for_is_shown(tmp_path) -> None:
+    store = Store(tmp_path)
+    protocol = make_protocol(percentiles=[50.0, 90.0, 95.0])
+    store.write(make_recording(protocol=protocol), make_samples(rounds=10), make_state())
+    text = shown(build(store.load_all()[0]))
+    assert "p95 ms" in text
+    assert "p99 ms" not in text
