@@ -56,6 +56,21 @@ def test_two_artifacts_take_turns_and_are_stored_whole(bench: Bench):
     assert resume(bench.device(), bench.store) == []
 
 
+def test_accuracy_is_taken_over_from_the_recording_that_measured_it(bench: Bench):
+    artifact = bench.artifact()
+    every = replace(QUICK, accuracy="all")
+    first, second, third = (
+        run(bench.device(), [artifact], bench.store, options)
+        for options in (every, every, replace(every, reuse_accuracy=False))
+    )
+    measured, taken, again = (recording.solo[0].accuracy for recording in (first, second, third))
+    assert measured.recording is None
+    assert taken == measured.model_copy(update={"recording": first.id})
+    assert again.recording is None
+    assert again.duration_ns != measured.duration_ns
+    assert [again.correct, again.n] == [measured.correct, measured.n] == [36, 40]
+
+
 def test_foreign_load_on_the_measured_cpu_is_measured_and_makes_the_row_invalid(bench: Bench):
     (cpu,) = sorted(os.sched_getaffinity(0))[-1:]
     device = bench.device(f'runtime = {{ threads = 1, affinity = "{cpu}" }}')
