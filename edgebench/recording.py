@@ -6,7 +6,7 @@ A recording is a directory, written once and never changed::
       recording.json     the document below
       samples.parquet    one row a timed inference (columns in SAMPLE_COLUMNS)
       state.jsonl        device state before, during and after, one JSON object a line
-      meters.parquet     one row a meter's reading (columns in READING_COLUMNS); empty without meters
+      meters.parquet     one row a meter's reading (columns in READING_COLUMNS); only with meters
 
 One recording holds one *session*: one device, one scenario and one or more artifacts that took
 turns in the same worker processes. Every figure in a table is derived from it and can be

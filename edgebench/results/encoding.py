@@ -1,4 +1,4 @@
-"""The three files of a recording as bytes: encoded for the store, read and verified from it.
+"""The files of a recording as bytes: encoded for the store, read and verified from it.
 
 Every file's SHA-256 stands in recording.json, and recording.json carries its own, so a file that
 was truncated or edited is refused by name.
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from edgebench.artifact import canonical_json, manifest_digest
 from edgebench.errors import RecordingError
-from edgebench.recording import SAMPLE_COLUMNS, SCHEMA, Recording
+from edgebench.recording import READABLE, READING_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Recording
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DOCUMENT = "recording.json"
 SAMPLES = "samples.parquet"
 STATE = "state.jsonl"
+READINGS = "meters.parquet"
 
 Samples: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 StateLine = Mapping[str, Any]
@@ -33,12 +34,16 @@ StateLine = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recording as read and verified: its document, samples ([n] arrays by column), and state."""
+    """A recording as read and verified: document, samples ([n] arrays by column), state, readings.
+
+    ``readings``: [m] arrays by column of READING_COLUMNS; m = 0 where no meter was read.
+    """
 
     path: Path
     recording: Recording
     samples: Samples
     state: tuple[StateLine, ...]
+    readings: Samples
 
     @property
     def id(self) -> str:
@@ -53,7 +58,7 @@ def read(directory: Path) -> Loaded:
     """
     recording = read_document(directory)
     contents = {}
-    for name in (SAMPLES, STATE):
+    for name in sorted({SAMPLES, STATE} | ({READINGS} & recording.files.keys())):
         data = _read_bytes(directory / name)
         entry = recording.files.get(name, {})
         if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
@@ -66,22 +71,27 @@ def read(directory: Path) -> Loaded:
     return Loaded(
         directory,
         recording,
-        _parse_samples(contents[SAMPLES], directory / SAMPLES),
+        _parse_table(contents[SAMPLES], directory / SAMPLES, SAMPLE_COLUMNS),
         _parse_state(contents[STATE], directory / STATE),
+        _parse_readings(contents.get(READINGS), directory / READINGS),
     )
 
 
-def encode(recording: Recording, samples: Any, state: Sequence[StateLine]) -> dict[str, bytes]:
+def encode(
+    recording: Recording, samples: Any, state: Sequence[StateLine], readings: Any = None
+) -> dict[str, bytes]:
     """File name -> bytes of a recording, with ``files`` and ``digest`` filled in.
 
     Raises:
-        RecordingError: samples or state don't fit the format.
+        RecordingError: samples, state or readings don't fit the format.
     """
     try:
         lines = b"".join(canonical_json(dict(line)) + b"\n" for line in state)
     except (TypeError, ValueError) as error:
         raise RecordingError(f"a device state is not JSON: {error}", where=recording.id) from error
-    files = {SAMPLES: _encode_samples(samples, recording.id), STATE: lines}
+    files = {SAMPLES: encode_table(samples, SAMPLE_COLUMNS, recording.id), STATE: lines}
+    if readings is not None:
+        files[READINGS] = encode_table(readings, READING_COLUMNS, recording.id)
     entries = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         for name, data in files.items()
@@ -97,36 +107,64 @@ def encode(recording: Recording, samples: Any, state: Sequence[StateLine]) -> di
     return {**files, DOCUMENT: text.encode() + b"\n"}
 
 
-def _encode_samples(samples: Any, where: str) -> bytes:
+def encode_table(values: Any, kinds: Mapping[str, str], where: str) -> bytes:
+    """A table of columns as Parquet bytes.
+
+    Args:
+        values: a mapping from each name of ``kinds`` to a one-dimensional array, or an Arrow table.
+        kinds: column name -> Arrow type.
+
+    Raises:
+        RecordingError: a column is missing, or does not fit its type.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in SAMPLE_COLUMNS.items()])
+    schema = pa.schema([(name, getattr(pa, kind)()) for name, kind in kinds.items()])
     try:
-        columns = {name: samples[name] for name in SAMPLE_COLUMNS}
-        table = pa.table(columns).cast(schema)
+        table = pa.table({name: values[name] for name in kinds}).cast(schema)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise RecordingError(
-            f"the samples do not have the columns of the format: {error}", where=where
+            f"the values do not have the columns of the format: {error}", where=where
         ) from error
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
 
 
-def _parse_samples(data: bytes, path: Path) -> Samples:
+def decode_table(data: bytes, kinds: Mapping[str, str]) -> Samples:
+    """Read-only [n] arrays by column of what ``encode_table`` wrote.
+
+    Raises:
+        ValueError: not such a table; the message says why.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         # One thread: the files are small, and a process that forks must not have a pool running.
-        table = pq.read_table(io.BytesIO(data), columns=list(SAMPLE_COLUMNS), use_threads=False)
-        columns = {n: table.column(n).to_numpy().astype(k) for n, k in SAMPLE_COLUMNS.items()}
+        table = pq.read_table(io.BytesIO(data), columns=list(kinds), use_threads=False)
+        columns = {n: table.column(n).to_numpy().astype(k) for n, k in kinds.items()}
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise _broken(path, f"the samples are not readable: {error}") from error
+        raise ValueError(str(error)) from error
     for column in columns.values():
         column.flags.writeable = False
     return columns
+
+
+def _parse_table(data: bytes, path: Path, kinds: Mapping[str, str]) -> Samples:
+    try:
+        return decode_table(data, kinds)
+    except ValueError as error:
+        raise _broken(path, f"the samples are not readable: {error}") from error
+
+
+def _parse_readings(data: bytes | None, path: Path) -> Samples:
+    if data is None:
+        import numpy as np
+
+        return {name: np.zeros(0, dtype=kind) for name, kind in READING_COLUMNS.items()}
+    return _parse_table(data, path, READING_COLUMNS)
 
 
 def _parse_state(data: bytes, path: Path) -> tuple[StateLine, ...]:
@@ -151,7 +189,7 @@ def read_document(directory: Path) -> Recording:
     except ValueError as error:
         raise _broken(path, "the document is not readable JSON (truncated?)") from error
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema != SCHEMA:
+    if schema not in READABLE:
         raise RecordingError(
             f"the recording has schema {schema!r}, this edgebench reads {SCHEMA!r}",
             where=str(path),

@@ -39,24 +39,31 @@ class Store:
 
     root: Path
 
-    def write(self, recording: Recording, samples: Any, state: Sequence[StateLine]) -> Path:
+    def write(
+        self,
+        recording: Recording,
+        samples: Any,
+        state: Sequence[StateLine],
+        readings: Any = None,
+    ) -> Path:
         """Store a recording; its ``files`` and ``digest`` are filled in here.
 
         Args:
             samples: a mapping from each name in SAMPLE_COLUMNS to a one-dimensional array, or a
                 pyarrow Table with these columns.
             state: device states, one JSON object each.
+            readings: what meters said, by READING_COLUMNS; None where none was read.
 
         Returns:
             the new directory.
 
         Raises:
             StorageError: the disk is full, the directory can't be written, or the id is taken.
-            RecordingError: id, samples or state are malformed; nothing was written.
+            RecordingError: id, samples, state or readings are malformed; nothing was written.
         """
         if not is_ulid(recording.id):
             raise RecordingError("a recording's id must be a ULID", where=recording.id)
-        payload = encode(recording, samples, state)
+        payload = encode(recording, samples, state, readings)
         target = self.root / recording.id
         with as_storage_error(self.root):
             _make_root(self.root)
