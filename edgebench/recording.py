@@ -41,8 +41,17 @@ SAMPLE_COLUMNS = {
 }
 
 #: warmup: before the detected steady state. settle: the first call of a turn, whose caches another
-#: artifact has just used. measure: counted.
-PHASES = ("warmup", "settle", "measure")
+#: artifact has just used. measure: counted. energy: within an energy window, back to back.
+PHASES = ("warmup", "settle", "measure", "energy")
+
+#: Columns of meters.parquet: indices into Recording.meters and its channels, the moment on the
+#: device's monotonic clock, and the reading in W (power) or J (an energy counter, as it was read).
+READING_COLUMNS = {
+    "meter": "int16",
+    "channel": "int16",
+    "t_ns": "int64",
+    "value": "float64",
+}
 
 Scenario = Literal["single-stream", "offline"]
 Outcome = Literal["ok", "out-of-memory", "killed", "crashed", "error", "deadline", "cancelled"]
