@@ -125,7 +125,7 @@ def encode_table(values: Any, kinds: Mapping[str, str], where: str) -> bytes:
         table = pa.table({name: values[name] for name in kinds}).cast(schema)
     except (KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise RecordingError(
-            f"the values do not have the columns of the format: {error}", where=where
+            f"the samples do not have the columns of the format: {error}", where=where
         ) from error
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
