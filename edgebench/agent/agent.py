@@ -11,12 +11,18 @@ Three roles, three kinds of process::
       |  starts (detached, holds the device's lock)
     supervise  one run: launches workers one after another, samples device state, spools to disk;
       |        goes on to its deadline whether anybody listens or not
+      |-- (the meters' own process, edgebench.meters.sampler, where a meter sees the device)
     work       one launch: loads the artifacts, warms up, times them in turns, exits
 
 Time line of one launch, artifacts a and b, turns of k calls (s = settle, m = measured)::
 
     load a | load b | warm-up a | warm-up b | a: s m m m | b: s m m m | b: s m m m | a: s m ...
                                               '------ round 1 -------' '------ round 2 ------
+
+Where energy is measured, energy rounds follow, with windows as long as the meter needs::
+
+    rest | idle | rest | b b b b b b b b | rest | a a a a a a a a | rest | idle | ...
+                        '-- a window ---'        '-- a window ---'
 
 Every time stamp is time.perf_counter_ns, the device's monotonic clock.
 
@@ -31,6 +37,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import gc
 import glob
 import hashlib
@@ -65,10 +72,12 @@ SENTINEL = "EDGEBENCH-AGENT"
 
 #: Columns of a worker's samples (the launch is the file): see edgebench.recording.SAMPLE_COLUMNS.
 COLUMNS = ("artifact", "turn", "phase", "start_ns", "duration_ns")
-WARMUP, SETTLE, MEASURE = 0, 1, 2
+WARMUP, SETTLE, MEASURE, ENERGY = 0, 1, 2, 3
 
 #: Normal quantile of a two-sided 99 % interval.
 Z99 = 2.5758293035489004
+#: Student's t, two-sided 95 %, for 1 to 10 degrees of freedom; beyond them 2.23 is a little wide.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 #: Kept free on the device's disk so that a full disk can still be reported.
 RESERVE_BYTES = 64 * 1024
@@ -324,7 +333,7 @@ def versions() -> dict[str, str]:
     from importlib import metadata
 
     found = {"python": platform.python_version()}
-    for name in ("numpy", "onnxruntime", "onnxruntime-gpu"):
+    for name in ("numpy", "onnxruntime", "onnxruntime-gpu", "torch", "transformers", "peft"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[name] = metadata.version(name)
     return found
@@ -425,6 +434,12 @@ class Runtime:
         """The first output for a batch of inputs, as an array."""
         raise NotImplementedError
 
+    #: A runtime with a clock of its own (CUDA events) times calls itself, as ``time_calls`` does.
+    time_calls: Callable[[list[Any], int, int, Any, Any], None] | None = None
+
+    def synchronize(self) -> None:
+        """Return when everything that was called has been done."""
+
     def execution(self) -> Document:
         """What really executes the model."""
         raise NotImplementedError
@@ -510,7 +525,19 @@ def nothing(binding: Any) -> None:
     """The null artifact's call."""
 
 
-RUNTIMES: dict[str, type[Runtime]] = {"onnxruntime": OnnxRuntime, "null": NullRuntime}
+def torch_runtime() -> Any:
+    """The PyTorch runtime: a file of its own, sent beside this one (docs/agent-protocol.md)."""
+    from edgebench.runtimes.torch_runtime import TorchRuntime
+
+    return TorchRuntime
+
+
+#: Runtime kinds -> what gives the class.
+RUNTIMES: dict[str, Callable[[], Any]] = {
+    "onnxruntime": lambda: OnnxRuntime,
+    "null": lambda: NullRuntime,
+    "torch": torch_runtime,
+}
 
 
 # ---------------------------------------------------------------- the worker: timing
@@ -582,7 +609,10 @@ class Lane:
         samples.room(count)
         here = slice(samples.size, samples.size + count)
         artifacts, turns, phases, starts, durations = (row[here] for row in samples.columns)
-        time_calls(self.runtime.call, self.bindings, self.position, count, starts, durations)
+        if self.runtime.time_calls is not None:
+            self.runtime.time_calls(self.bindings, self.position, count, starts, durations)
+        else:
+            time_calls(self.runtime.call, self.bindings, self.position, count, starts, durations)
         artifacts[:] = self.index
         turns[:] = turn
         phases[0] = first_phase
@@ -681,6 +711,150 @@ def measure_rounds(
         next_check = counted + max(1, counted // 10)
 
 
+# ---------------------------------------------------------------- the worker: energy
+
+
+def window(lane: Lane, samples: Samples, seconds: float) -> Document:
+    """Calls back to back for at least so long: when it began and ended, and how many they were.
+
+    Work that was queued is waited for before the second reading of the clock.
+    """
+    recent = samples.measured(lane.index)[-50:]
+    call_s = max(median_of(recent) / 1e9, 1e-6) if len(recent) else seconds / 20
+    chunk = max(2, min(10000, int(0.05 / call_s)))
+    samples.room(int(1.5 * seconds / call_s) + 2 * chunk)
+    lane.runtime.synchronize()
+    calls, begin = 0, clock()
+    while clock() - begin < seconds * 1e9:
+        lane.turn(samples, -1, chunk, ENERGY, ENERGY)
+        calls += chunk
+    lane.runtime.synchronize()
+    return {"artifact": lane.index, "begin_ns": begin, "end_ns": clock(), "calls": calls}
+
+
+def energy_rounds(
+    lanes: list[Lane],
+    samples: Samples,
+    rule: Document,
+    rng: Random,
+    meter: Callable[[], LiveMeter | None],
+    report: Callable[[int, float], None],
+) -> Document:
+    """Energy windows of every artifact between idle stretches, until the energy a call is known.
+
+    Without readings to look at (a meter on the host) there are ``min_rounds`` rounds.
+    """
+    windows: list[Document] = []
+    idle: list[list[int]] = []
+
+    def rest() -> None:
+        time.sleep(rule["settle_s"])
+
+    def idle_stretch() -> None:
+        rest()
+        begin = clock()
+        time.sleep(rule["idle_s"])
+        idle.append([begin, clock()])
+
+    begin, rounds = clock(), 0
+    while True:
+        idle_stretch()
+        order = list(lanes)
+        rng.shuffle(order)
+        for lane in order:
+            rest()
+            windows.append(window(lane, samples, rule["window_s"]))
+        rounds += 1
+        elapsed = (clock() - begin) / 1e9
+        report(rounds, elapsed)
+        if rounds < rule["min_rounds"] and elapsed < rule["max_duration_s"]:
+            continue
+        live = meter()
+        stopped_by = "enough" if live is None or live.precise(windows, rule) else "time"
+        if rounds < rule["min_rounds"]:
+            stopped_by = "time"
+        if stopped_by == "enough" or elapsed >= rule["max_duration_s"]:
+            break
+    idle_stretch()
+    return {"energy_windows": windows, "idle_ns": idle, "energy_stopped_by": stopped_by}
+
+
+class LiveMeter:
+    """What the meters' process has written so far: enough to decide when to stop, no more.
+
+    The published figure and its interval are computed by the host.
+    """
+
+    def __init__(self, path: str, meter: int, channel: Document, number: int) -> None:
+        self.path = path
+        self.meter = meter
+        self.channel = channel
+        self.number = number
+
+    def readings(self) -> tuple[Any, Any]:
+        """Times (ns) and values of the channel so far."""
+        import numpy
+
+        kinds = [("meter", "<i2"), ("channel", "<i2"), ("t", "<i8"), ("v", "<f8")]
+        with open(self.path, "rb") as stream:
+            data = stream.read()
+        row = numpy.dtype(kinds)
+        table = numpy.frombuffer(data[: len(data) // row.itemsize * row.itemsize], dtype=row)
+        mine = table[(table["meter"] == self.meter) & (table["channel"] == self.number)]
+        return mine["t"], mine["v"]
+
+    def precise(self, windows: list[Document], rule: Document) -> bool:
+        """Whether the energy a call of every artifact is known well enough, over its windows."""
+        import numpy
+
+        # The last readings of the last window have to reach the disk.
+        time.sleep(0.5 + self.channel["lag_s"])
+        t, v = self.readings()
+        found: dict[int, list[float]] = {}
+        for each in windows:
+            begin, end = each["begin_ns"], each["end_ns"]
+            if not len(t) or t[0] > begin or t[-1] < end:
+                return False
+            if self.channel["quantity"] == "energy":
+                first, last = numpy.interp([begin, end], t, v)
+                joules = float(last - first)
+            else:
+                inside = v[(t >= begin) & (t <= end)]
+                joules = float(inside.mean()) * (end - begin) / 1e9 if len(inside) else 0.0
+            if joules > 0:  # not where the counter started again
+                found.setdefault(each["artifact"], []).append(joules / each["calls"])
+        wanted = {each["artifact"] for each in windows}
+        return all(
+            t_half_width(found.get(artifact, [])) <= rule["relative_half_width"]
+            for artifact in wanted
+        )
+
+
+def t_half_width(values: list[float]) -> float:
+    """Half of Student's 95 % interval of a mean, over the mean; infinite below two values."""
+    n = len(values)
+    if n < 2:
+        return math.inf
+    mean = sum(values) / n
+    spread = math.sqrt(sum((value - mean) ** 2 for value in values) / (n - 1))
+    return T95[min(n - 1, len(T95)) - 1] * spread / math.sqrt(n) / mean
+
+
+def live_meter(directory: str) -> LiveMeter | None:
+    """The first channel that delivers: a counter of the first meter, else its first channel."""
+    for line in (read_text(os.path.join(directory, "meters.jsonl")) or "").splitlines():
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if event.get("event") != "open":
+                continue
+            channels = list(enumerate(event["channels"]))
+            counters = [pair for pair in channels if pair[1]["quantity"] == "energy"]
+            number, channel = (counters or channels)[0]
+            path = os.path.join(directory, "meters.bin")
+            return LiveMeter(path, event["meter"], channel, number)
+    return None
+
+
 # ---------------------------------------------------------------- the worker: tasks
 
 
@@ -715,7 +889,7 @@ def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, in
     options = dict(protocol["runtime"], session_options=entries)
     model = os.path.join(entry["path"], entry["model"]) if entry.get("model") else None
     begin = clock()
-    runtime = RUNTIMES[kind](model, options)
+    runtime = RUNTIMES[kind]()(model, options)
     load_ns = clock() - begin
     bindings = [None]
     if entry.get("inputs"):
@@ -760,6 +934,8 @@ def work_solo(task: Document, protocol: Document, report: Report) -> Document:
 
     if protocol["runtime"]["kind"] == "onnxruntime":
         import onnxruntime  # noqa: F401  - part of the baseline
+    elif protocol["runtime"]["kind"] == "torch":
+        import torch  # noqa: F401  - likewise
     index = task["artifact"]
     entry = task["artifacts"][index]
     result: Document = {"artifact": index, "baseline_rss_bytes": peak_rss_bytes()}
@@ -819,33 +995,83 @@ def work_launch(task: Document, protocol: Document, report: Report) -> Document:
             }
         )
 
-    ticks, usage = cpu_ticks(cpus), resource.getrusage(resource.RUSAGE_SELF)
-    begin, begin_cpu = clock(), time.process_time()
+    usage, load = resource.getrusage(resource.RUSAGE_SELF), ForeignLoad(cpus)
+    begin = clock()
     stopped_by = measure_rounds(lanes, samples, protocol, rng, progress)
-    end, own_s = clock(), time.process_time() - begin_cpu
-    after, after_usage = cpu_ticks(cpus), resource.getrusage(resource.RUSAGE_SELF)
+    end = clock()
+    foreign = load.shares()
+    after_usage = resource.getrusage(resource.RUSAGE_SELF)
     result: Document = {
         "load_ns": load_ns,
         "warmup": warmups,
         "stopped_by": stopped_by,
         "window_ns": [begin, end],
-        "foreign_cpu_fraction": None,
-        "steal_fraction": None,
         "involuntary_switches": after_usage.ru_nivcsw - usage.ru_nivcsw,
         "major_faults": after_usage.ru_majflt - usage.ru_majflt,
     }
-    if ticks and after:
-        hertz = os.sysconf("SC_CLK_TCK")
-        room_s = (end - begin) / 1e9 * len(cpus)
-        busy_s = (after["busy"] - ticks["busy"]) / hertz
-        result["foreign_cpu_fraction"] = max(0.0, busy_s - own_s) / room_s
-        result["steal_fraction"] = (after["steal"] - ticks["steal"]) / hertz / room_s
+    rule = protocol.get("energy")
+    if rule:
+        directory = os.path.dirname(task["samples"])
+
+        def energy_progress(rounds: int, elapsed: float) -> None:
+            event = {"event": "energy", "launch": task["launch"]}
+            report(dict(event, rounds=rounds, elapsed_s=elapsed, **watts(directory)))
+
+        load = ForeignLoad(cpus)
+        meter = functools.partial(live_meter, directory)
+        result.update(energy_rounds(lanes, samples, rule, rng, meter, energy_progress))
+        # The larger of both parts: each of them may void what was measured then.
+        foreign = {name: larger(share, foreign[name]) for name, share in load.shares().items()}
+    result.update(foreign)
     # In memory first: numpy's own writing to a full disk fails without an errno.
     buffer = io.BytesIO()
     numpy.save(buffer, samples.table(), allow_pickle=False)
     with open(task["samples"], "wb") as stream:
         stream.write(buffer.getvalue())
     return result
+
+
+def larger(one: float | None, other: float | None) -> float | None:
+    """The larger of two shares; None where neither could be told."""
+    known = [share for share in (one, other) if share is not None]
+    return max(known) if known else None
+
+
+def watts(directory: str) -> Document:
+    """The live meter's last power reading, for the progress line; nothing where it has none."""
+    live = live_meter(directory)
+    if live is None:
+        return {}
+    t, v = live.readings()
+    if live.channel["quantity"] == "power" and len(v):
+        return {"power_w": float(v[-1])}
+    recent = t >= t[-1] - 2_000_000_000 if len(t) else t
+    if len(v[recent]) < 2 or v[recent][-1] < v[recent][0]:
+        return {}
+    return {"power_w": float((v[recent][-1] - v[recent][0]) / (t[recent][-1] - t[recent][0]) * 1e9)}
+
+
+class ForeignLoad:
+    """What others take of some CPUs from here on, while this process works."""
+
+    def __init__(self, cpus: list[int]) -> None:
+        self.cpus = cpus
+        self.ticks = cpu_ticks(cpus)
+        self.begin = clock()
+        self.own_s = time.process_time()
+
+    def shares(self) -> dict[str, float | None]:
+        """Shares of these CPUs' time that other processes used, and that a hypervisor took."""
+        found: dict[str, float | None] = {"foreign_cpu_fraction": None, "steal_fraction": None}
+        after = cpu_ticks(self.cpus)
+        if self.ticks and after:
+            hertz = os.sysconf("SC_CLK_TCK")
+            room_s = (clock() - self.begin) / 1e9 * len(self.cpus)
+            busy_s = (after["busy"] - self.ticks["busy"]) / hertz
+            own_s = time.process_time() - self.own_s
+            found["foreign_cpu_fraction"] = max(0.0, busy_s - own_s) / room_s
+            found["steal_fraction"] = (after["steal"] - self.ticks["steal"]) / hertz / room_s
+        return found
 
 
 def die_with_parent() -> None:
@@ -974,7 +1200,9 @@ class Supervisor:
         """Measure, then say how it ended, even on a disk that has filled up meanwhile."""
         signal.signal(signal.SIGTERM, lambda *_: self.end("cancelled"))
         status, error = "done", None
+        meters = Meters(self.plan, self.spool.path)
         try:
+            meters.start([cpu for cpu in self.all_cpus if cpu not in self.cpus])
             self.state("before")
             self.run_tasks()
             self.state("after")
@@ -983,6 +1211,8 @@ class Supervisor:
             if not disk_is_full(failure):
                 raise
             status, error = "disk-full", str(failure)
+        finally:
+            meters.stop()
         self.spool.release_reserve()
         self.result.update(status=status, ended_ns=clock(), error=error)
         write_json(self.spool.file("result.json"), self.result)
@@ -1082,7 +1312,10 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=dict(os.environ, **self.protocol["runtime"].get("environment", {})),
+                env=dict(
+                    bundle_environment(self.plan),
+                    **self.protocol["runtime"].get("environment", {}),
+                ),
             )
         events = threading.Thread(target=self.forward, args=(worker.stdout,), daemon=True)
         events.start()
@@ -1132,6 +1365,64 @@ class Supervisor:
                 self.spool.event(event)
             except OSError as error:
                 self.disk_error = error.strerror or str(error)
+
+
+def bundle_environment(plan: Document) -> dict[str, str]:
+    """The environment in which the files that were sent beside the agent can be imported."""
+    path = (plan.get("bundle") or {}).get("path")
+    if not path:
+        return dict(os.environ)
+    paths = [path, os.environ.get("PYTHONPATH", "")]
+    return dict(os.environ, PYTHONPATH=os.pathsep.join(each for each in paths if each))
+
+
+class Meters:
+    """The meters' process of a run, where the plan names any."""
+
+    def __init__(self, plan: Document, directory: str) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, cpus: list[int]) -> None:
+        """Start it on CPUs that are not measured, and wait until every meter is open or failed."""
+        specs = self.plan.get("meters") or []
+        if not specs:
+            return
+        config = os.path.join(self.directory, "meters.json")
+        write_json(config, {"meters": specs, "directory": self.directory, "cpus": cpus or None})
+        with open(os.path.join(self.directory, "meters.log"), "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "edgebench.meters.sampler", "record", config],
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=bundle_environment(self.plan),
+            )
+        until = time.monotonic() + METERS_START_S
+        while time.monotonic() < until and self.process.poll() is None:
+            lines = (read_text(os.path.join(self.directory, "meters.jsonl")) or "").splitlines()
+            settled = {json.loads(line)["meter"] for line in lines}
+            if len(settled) >= len(specs):
+                return
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """End it: it writes down what it has, or is killed."""
+        if self.process is None:
+            return
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+        try:
+            self.process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+#: How long meters may take to open: a board's firmware, a driver's first import (seconds).
+METERS_START_S = 15.0
 
 
 #: Why the supervisor killed a worker.
@@ -1434,24 +1725,60 @@ class Server:
             stream.write(b"\0" * RESERVE_BYTES)
         for entry in plan["artifacts"]:
             if entry.get("files") and not entry.get("path"):
-                entry["path"] = self.assemble(run_dir, entry)
+                digest = entry["digest"].split(":")[-1]
+                target = os.path.join(run_dir, "artifacts", digest)
+                entry["path"] = self.assemble(target, entry["files"])
+        if plan.get("bundle"):
+            plan["bundle"] = {"path": self.bundle(plan["bundle"])}
         write_json(os.path.join(run_dir, "plan.json"), plan)
 
-    def assemble(self, run_dir: str, entry: Document) -> str:
-        """An artifact's directory, as hard links into the cache (or links to a path)."""
-        target = os.path.join(run_dir, "artifacts", entry["digest"].split(":")[-1])
-        for name, file in entry["files"].items():
+    def assemble(self, target: str, files: Document) -> str:
+        """A directory of cached files, as hard links into the cache (or links to a path)."""
+        for name, file in files.items():
             path = os.path.normpath(os.path.join(target, name))
             if not path.startswith(target + os.sep):
-                raise AgentError("bad-request", f"a file name leaves the artifact: {name!r}")
+                raise AgentError("bad-request", f"a file name leaves its directory: {name!r}")
             if not self.has_blob(file["sha256"], file["bytes"]):
                 raise AgentError("truncated", f"the cached copy of {name} is broken or missing")
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            try:
-                os.link(self.blob(file["sha256"]), path)
-            except OSError:
-                os.symlink(self.blob(file["sha256"]), path)
+            with contextlib.suppress(FileExistsError):
+                try:
+                    os.link(self.blob(file["sha256"]), path)
+                except FileExistsError:
+                    raise
+                except OSError:
+                    os.symlink(self.blob(file["sha256"]), path)
         return target
+
+    def bundle(self, bundle: Document) -> str:
+        """Where the files stand that were sent beside the agent (meters, runtimes)."""
+        if bundle.get("path"):
+            return str(bundle["path"])
+        digest = str(bundle["digest"])
+        if not re.match(r"^[0-9a-f]{64}$", digest):
+            raise AgentError("bad-request", f"not a SHA-256: {digest!r}")
+        return self.assemble(os.path.join(self.root, "bundles", digest), bundle["files"])
+
+    def do_meters(self, request: Document) -> Document:
+        """What meters are here, or what some of them say when they are opened once."""
+        specs = request.get("specs")
+        environment = bundle_environment({"bundle": {"path": self.bundle(request["bundle"])}})
+        role = ["open"] if specs is not None else ["probe", *request.get("kinds", [])]
+        done = subprocess.run(
+            [sys.executable, "-m", "edgebench.meters.sampler", *role],
+            input=json.dumps(specs).encode(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            timeout=60,
+            check=False,
+        )
+        if done.returncode:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            why = lines[-1] if lines else f"exit status {done.returncode}"
+            raise AgentError("meters", f"the meters' process failed: {why}")
+        # What a driver says while it is imported comes before our line.
+        return {"meters": json.loads(done.stdout.splitlines()[-1])}
 
     def launch(self, run_dir: str, plan: Document, lock: int) -> None:
         """Start the supervisor, which inherits the device's lock and its own sign of life."""
@@ -1547,7 +1874,9 @@ class Server:
             raise AgentError("nothing", text)
         samples = [item["file"] for item in read_json(os.path.join(run_dir, name))["samples"]]
         files = {}
-        for item in (name, "plan.json", "state.jsonl", *samples):
+        spooled = ["meters.bin", "meters.jsonl"]
+        meters = [item for item in spooled if os.path.exists(os.path.join(run_dir, item))]
+        for item in (name, "plan.json", "state.jsonl", *samples, *meters):
             with open(os.path.join(run_dir, item), "rb") as stream:
                 data = stream.read()
             files[item] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

@@ -81,9 +81,9 @@ class Channel:
         source: the instrument, for the tables ("ina226 on i2c-1 at 0x40").
         period_s: seconds between two new values of the source itself.
         resolution: one step of the value, in W or J.
-        gain_error: bound of the relative error by its data sheet (0.006 = ± 0.6 %), None where none
-            is published.
-        offset_error_w: bound of the absolute error in W (for a counter: of its rate), None likewise.
+        gain_error: bound of the relative error by its data sheet (0.006 = ± 0.6 %), None where
+            none is published.
+        offset_error_w: bound of the absolute error in W (for a counter: of its rate), or None.
         lag_s: a value may describe the device as it was up to so long ago.
         averaging_s: a power value is the mean over that time up to its moment (less the lag); 0 is
             instantaneous, None unknown.
@@ -174,7 +174,7 @@ class Meter:
     default_scope: ClassVar[str] = ""
     #: Keys of the profile's table -> what they mean (docs and checks).
     options_taken: ClassVar[Mapping[str, Option]] = {}
-    #: Packages that the driver needs on the machine where it runs (`edgebench setup` installs them).
+    #: Packages that the driver needs where it runs (`edgebench setup` installs them there).
     packages: ClassVar[Tuple[str, ...]] = ()
     #: ``read`` waits for the source's own pace; otherwise the sampler calls it every ``poll_s``.
     streaming: ClassVar[bool] = False
@@ -197,7 +197,8 @@ class Meter:
                 )
         for name, option in self.options_taken.items():
             if option.required and name not in options:
-                raise MeterError("bad-option", f"a {self.kind} meter needs {name}: {option.meaning}")
+                text = f"a {self.kind} meter needs {name}: {option.meaning}"
+                raise MeterError("bad-option", text)
         self.options = dict(options)
         self.scope = scope or self.default_scope
         if not self.scope:
@@ -253,8 +254,7 @@ def meter_class(kind: str) -> Type[Meter]:
             "bad-option", f"there is no meter of kind {kind!r}", f"Kinds: {', '.join(KINDS)}."
         )
     module, name = KINDS[kind]
-    found = getattr(importlib.import_module(f"edgebench.meters.{module}"), name)
-    assert issubclass(found, Meter)
+    found: Type[Meter] = getattr(importlib.import_module(f"edgebench.meters.{module}"), name)
     return found
 
 

@@ -7,7 +7,7 @@
 CONFIG: {"meters": [table, ...], "directory": path, "cpus": [number, ...] or null}. Written there:
 
     meters.bin     readings, RECORD each: meter, channel, time (ns), value (W or J)
-    meters.jsonl   one JSON object a line: {"event": "open" | "failed" | "closed", "meter": index, ...}
+    meters.jsonl   one JSON object a line: {"event": "open" | "failed" | "closed", "meter": ...}
 
 It runs beside the worker, on another CPU where there is one. Stdlib only, Python >= 3.8.
 """
@@ -23,7 +23,15 @@ import threading
 import time
 from typing import Any, Dict, List, Mapping, Optional, TextIO
 
-from edgebench.meters.base import HOST_KINDS, KINDS, Meter, MeterError, clock, make_meter, meter_class
+from edgebench.meters.base import (
+    HOST_KINDS,
+    KINDS,
+    Meter,
+    MeterError,
+    clock,
+    make_meter,
+    meter_class,
+)
 
 #: meter, channel, t_ns, value; little-endian, packed: 20 bytes.
 RECORD = struct.Struct("<hhqd")
