@@ -5,6 +5,7 @@ Findings come from the agent on the device, so a Pi is looked at in the same way
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Literal
 from edgebench.device import Device
 from edgebench.errors import DeviceError
 from edgebench.health import SINCE_BOOT, THROTTLE_BITS, UNDER_VOLTAGE_BIT, Thresholds
+from edgebench.measure.meters import meter_tables, open_on_device, open_on_host
 from edgebench.measure.options import PROVIDERS
 from edgebench.measure.session import Session, open_session
 from edgebench.recording import Clock
@@ -85,7 +87,7 @@ async def examine(device: Device) -> Report:
             *_temperature(session, looked["later"]),
             *_throttling(looked["later"]),
             *_lock(session),
-            *_power(device),
+            *await _power(session),
         ]
         known = session.identity
         parts = [device.id, known["model"], known["arch"], known["os"]]
@@ -261,12 +263,30 @@ def _lock(session: Session) -> Iterator[Finding]:
         )
 
 
-def _power(device: Device) -> Iterator[Finding]:
-    if not device.meters:
+async def _power(session: Session) -> list[Finding]:
+    here, host = meter_tables(session.device)
+    if not here and not host:
+        return [
+            Finding(
+                "--",
+                "no power source in its profile: energy and power stay empty",
+                f"`edgebench meters --device {session.device.id}` lists what is there.",
+            )
+        ]
+    found = await open_on_device(session, here) + await asyncio.to_thread(open_on_host, host)
+    return [finding for entry in found for finding in _meter(entry)]
+
+
+def _meter(entry: dict[str, Any]) -> Iterator[Finding]:
+    kind = entry["spec"]["kind"]
+    if "error" in entry:
+        error = entry["error"]
+        yield Finding("FAIL", f"meter {kind}: {error['message']}", error["fix"])
+    for channel in entry.get("channels", []):
+        gain = channel["gain_error"]
+        accuracy = f"± {100 * gain:.2g} %" if gain is not None else "accuracy not published"
         yield Finding(
-            "--",
-            "no power source in its profile: energy and power stay empty",
-            "Name a meter there if one is connected.",
+            "ok",
+            f"meter {kind}, {channel['name']}: {channel['scope']}, every "
+            f"{channel['period_s'] * 1e3:.3g} ms, {accuracy}",
         )
-    for meter in device.meters:
-        yield Finding("warn", f"this version has no driver for the meter {meter.kind}")

@@ -59,6 +59,10 @@ class Code(StrEnum):
     WITHHELD = "withheld"
     THROTTLED_SINCE_BOOT = "throttled-since-boot"
     GOVERNOR = "governor"
+    SOURCES_DISAGREE = "sources-disagree"
+    ENERGY_WIDE = "energy-wide"
+    NO_ENERGY = "no-energy"
+    ENERGY_NOTE = "energy-note"
     ACCURACY_UNMEASURED = "accuracy-unmeasured"
     STATE_UNKNOWN = "state-unknown"
 
@@ -290,6 +294,32 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             'the frequency governor is "{governor}"',
             "The frequency may follow the load, and the latency with it.",
             "Set it to performance (`cpupower frequency-set -g performance`).",
+        ),
+        Code.SOURCES_DISAGREE: Rule(
+            _I,
+            "two sources of the same scope disagree: {first} over {second} is {ratio} "
+            "({lo} to {hi})",
+            "At least one of them is wrong by more than its data sheet allows.",
+            "Check wiring, shunt and units of both; remove the wrong one from the profile.",
+        ),
+        Code.ENERGY_WIDE: Rule(
+            _U,
+            "the energy of a call is known to ± {half} %, asked ± {asked} %",
+            "The sensor's own errors, or the spread between windows and launches, allow no less.",
+            "Give it more --launches or --energy-max-duration, a better sensor, or be content "
+            "with a wider --energy-precision.",
+        ),
+        Code.NO_ENERGY: Rule(
+            _U,
+            "no energy: {why}",
+            "A figure that could not be measured is empty; it is never 0.",
+            "See `edgebench meters` and docs/energy.md for what would mend it.",
+        ),
+        Code.ENERGY_NOTE: Rule(
+            _N,
+            "energy: {what}",
+            "It bears on how far the figure can be trusted.",
+            "See docs/energy.md.",
         ),
         Code.ACCURACY_UNMEASURED: Rule(
             _N,

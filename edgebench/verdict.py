@@ -98,8 +98,27 @@ def judge(recording: Recording, samples: Samples, state: State, artifact_index: 
     ]
     if not any(s.artifact == artifact_index and s.accuracy for s in recording.solo):
         found.append(reason(Code.ACCURACY_UNMEASURED))
+    return decide(found)
+
+
+#: Reasons that speak of percentiles and answers, not of energy.
+_NOT_ENERGY = {
+    *_PERCENTILES,
+    Code.WITHHELD,
+    Code.STOPPED_BY_TIME,
+    Code.ACCURACY_UNMEASURED,
+}
+
+
+def judge_energy(latency: Verdict, energy: Sequence[Reason]) -> Verdict:
+    """The verdict on a row of energy or power: the run's own reasons, and those of its meters."""
+    return decide([*(r for r in latency.reasons if r.code not in _NOT_ENERGY), *energy])
+
+
+def decide(found: Sequence[Reason]) -> Verdict:
+    """The verdict that some reasons give, the gravest first."""
     order = list(Code)
-    found.sort(key=lambda r: order.index(r.code))
+    found = sorted(found, key=lambda r: order.index(r.code))
     severities = {r.severity for r in found}
     if Severity.INVALID in severities:
         status = Status.INVALID

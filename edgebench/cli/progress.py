@@ -49,6 +49,9 @@ class RunProgress:
         self.needed = 1
         self.done = 0.0
         self.solos = 0
+        #: Energy rounds of a launch, at least; how much of a launch its latency part counts for.
+        self.rounds = 0
+        self.latency_share = 1.0
 
     def __call__(self, event: dict[str, Any]) -> None:
         handler = getattr(self, "_" + event["event"].replace("-", "_"), None)
@@ -81,6 +84,9 @@ class RunProgress:
         self.names = [entry.get("label", entry["name"]) for entry in plan["artifacts"]]
         self.launches = plan["protocol"]["launches"]
         self.needed = plan["protocol"]["stop"]["min_count"]
+        rule = plan["protocol"].get("energy")
+        if rule:
+            self.rounds, self.latency_share = rule["min_rounds"], 0.5
 
     def _resuming(self, event: dict[str, Any]) -> None:
         self.names = event["names"]
@@ -107,10 +113,18 @@ class RunProgress:
             f"{self._short(int(index))} {value / 1e6:.2f} ms"
             for index, value in sorted(event["median_ns"].items(), key=lambda pair: int(pair[0]))
         )
-        share = min(1.0, min(event["counts"].values()) / self.needed)
+        share = self.latency_share * min(1.0, min(event["counts"].values()) / self.needed)
         self._say(
             f"launch {event['launch'] + 1}/{self.launches} · p50 {medians}",
             self._before(event) + share,
+        )
+
+    def _energy(self, event: dict[str, Any]) -> None:
+        power = f" · {event['power_w']:.3g} W" if "power_w" in event else ""
+        share = min(1.0, event["rounds"] / max(self.rounds, 1))
+        self._say(
+            f"launch {event['launch'] + 1}/{self.launches} · energy round {event['rounds']}{power}",
+            self._before(event) + self.latency_share + (1 - self.latency_share) * share,
         )
 
     def _collecting(self, event: dict[str, Any]) -> None:

@@ -59,6 +59,23 @@ def run(
             "again."
         ),
     ] = "all",
+    energy: Annotated[
+        str,
+        typer.Option(
+            help="auto: where a meter of the profile sees the device; on: make energy windows in "
+            "any case, for a trace that `edgebench energy attach` brings later; off."
+        ),
+    ] = "auto",
+    energy_precision: Annotated[
+        str, typer.Option(help="Half-width of the energy a call (95 %) that is enough.")
+    ] = "5%",
+    energy_max_duration: Annotated[
+        float, typer.Option(help="Seconds after which a launch's energy rounds end.")
+    ] = 120.0,
+    energy_window: Annotated[
+        float | None,
+        typer.Option(help="Seconds of back-to-back calls a window (default: the meter's need)."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model (default: the profile's).")
     ] = None,
@@ -91,6 +108,10 @@ def run(
         max_duration_s=max_duration,
         accuracy=parse_accuracy(accuracy),
         reuse_accuracy=accuracy != "fresh",
+        energy=energy,  # type: ignore[arg-type]  # likewise
+        energy_precision=parse_share(energy_precision, "--energy-precision"),
+        energy_max_duration_s=energy_max_duration,
+        energy_window_s=energy_window,
         threads=threads,
         seed=seed,
     )

@@ -179,6 +179,7 @@ class AgentClient:
                 bound_ns=trip // 2 + 1,
                 method=f"Cristian, best of {rounds}",
                 wall_offset_ns=int(reply["unix_ns"]) - middle,
+                monotonic_offset_ns=tick + trip // 2 - int(reply["monotonic_ns"]),
             )
             if best is None or found.bound_ns < best.bound_ns:
                 best = found

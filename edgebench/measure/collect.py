@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebench.errors import DeviceError
+from edgebench.measure.meter_spool import Readings, collect_meters
 from edgebench.measure.session import Session
-from edgebench.recording import Launch, Recording, Solo
+from edgebench.recording import Clock, Launch, Recording, Solo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,9 +52,14 @@ async def fetch(session: Session, run: str, target: Path) -> dict[str, Any]:
 
 
 def assemble(
-    spool: Path, result: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.int64]], list[dict[str, Any]]]:
-    """The recording's document, samples and state lines of a fetched spool."""
+    spool: Path, result: dict[str, Any], clock_after: Clock, host_spool: Path
+) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.int64]], list[dict[str, Any]], Readings | None]:
+    """The recording's document, samples, state lines and meters' readings of a fetched spool.
+
+    Args:
+        clock_after: the device's clock now, to tell the clocks' drift.
+        host_spool: where the readings of this host's own meters are; it may be missing.
+    """
     import numpy as np
 
     plan = json.loads((spool / "plan.json").read_text())
@@ -68,6 +74,7 @@ def assemble(
     with (spool / "state.jsonl").open() as stream:
         # A run that was cut off may have left half a line.
         state = [json.loads(line) for line in stream if line.endswith("\n")]
+    meters, readings = collect_meters(plan, spool, host_spool, clock_after)
     document = {
         "schema": carry["schema"],
         "id": plan["id"],
@@ -79,6 +86,8 @@ def assemble(
         "solo": [_checked(Solo, _with_accuracy(entry, carry)) for entry in result["solo"]],
         "launches": [_checked(Launch, entry) for entry in result["launches"]],
         "clock": carry["clock"],
+        "clock_after": clock_after.model_dump(mode="json"),
+        "meters": [meter.model_dump(mode="json") for meter in meters],
         "versions": result["versions"],
         "agent": result["agent"],
         "status": result["status"],
@@ -86,7 +95,7 @@ def assemble(
         "host": carry["host"],
         "files": {},
     }
-    return document, samples, state
+    return document, samples, state, readings
 
 
 def _with_accuracy(entry: dict[str, Any], carry: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from edgebench.artifact import Artifact
 from edgebench.errors import InputError, UsageError
 from edgebench.percentiles import min_samples
-from edgebench.recording import CooldownRule, Protocol, Scenario, StopRule, WarmupRule
+from edgebench.recording import (
+    CooldownRule,
+    EnergyRule,
+    Protocol,
+    Scenario,
+    StopRule,
+    WarmupRule,
+)
 
 if TYPE_CHECKING:
     from edgebench.device import Device, Placement
@@ -42,6 +49,11 @@ class RunOptions:
         accuracy: "all" held-out examples, a number of them, or None to leave it out.
         reuse_accuracy: take the accuracy over all examples from an earlier recording of the same
             artifact on a device with the same fingerprint: it is a count, not a timing.
+        energy: "auto" measures it where a meter of the profile sees the device; "on" makes energy
+            windows in any case, for a meter whose trace is attached later; "off" makes none.
+        energy_precision: half-width of the energy a call, relative, 95 %, that is enough.
+        energy_max_duration_s: the energy rounds of a launch end by then.
+        energy_window_s: length of an energy window; None takes what the meters need.
     """
 
     scenario: Scenario = "single-stream"
@@ -62,6 +74,10 @@ class RunOptions:
     seed: int = 0
     threads: int | None = None
     deadline_s: float | None = None
+    energy: Literal["auto", "on", "off"] = "auto"
+    energy_precision: float = 0.05
+    energy_max_duration_s: float = 120.0
+    energy_window_s: float | None = None
 
     def check(self) -> None:
         """Raise UsageError for a value that can't be."""
@@ -83,10 +99,15 @@ class RunOptions:
             "max-duration": self.max_duration_s,
             "threads": self.threads,
             "deadline": self.deadline_s,
+            "energy-precision": self.energy_precision,
+            "energy-max-duration": self.energy_max_duration_s,
+            "energy-window": self.energy_window_s,
         }
         for name, value in positive.items():
             if value is not None and not value > 0:
                 raise UsageError(f"--{name} must be more than 0, not {value:g}")
+        if self.energy not in ("auto", "on", "off"):
+            raise UsageError(f"--energy must be auto, on or off, not {self.energy!r}")
         if not 50 <= self.percentile < 100:
             raise UsageError(f"--percentile must be from 50 to below 100, not {self.percentile:g}")
         if isinstance(self.accuracy, int) and self.accuracy < 1:
@@ -98,7 +119,11 @@ OFFLINE_BATCH = 8
 
 
 def build_protocol(
-    options: RunOptions, device: Device, placement: Placement, artifacts: Sequence[Artifact]
+    options: RunOptions,
+    device: Device,
+    placement: Placement,
+    artifacts: Sequence[Artifact],
+    energy: EnergyRule | None = None,
 ) -> Protocol:
     """The protocol of one session: everything decided before it begins.
 
@@ -129,6 +154,7 @@ def build_protocol(
         600.0 * len(artifacts)
         + options.launches * (options.max_duration_s + len(artifacts) * options.warmup_max_s + 60.0)
         + (limits.cooldown_max_s * options.launches if limits.cooldown_c is not None else 0.0)
+        + (_longest_energy_s(energy, len(artifacts)) * options.launches if energy else 0.0)
     )
     return Protocol(
         scenario=options.scenario,
@@ -159,8 +185,15 @@ def build_protocol(
             if limits.cooldown_c is not None
             else None
         ),
+        energy=energy,
         percentiles=[p for p in (50.0, 90.0, 95.0, 99.0, 99.9) if p <= options.percentile],
     )
+
+
+def _longest_energy_s(rule: EnergyRule, artifacts: int) -> float:
+    """Energy rounds end at ``max_duration_s``, but always finish the round that was begun."""
+    one = (artifacts + 2) * (rule.window_s + rule.idle_s + rule.settle_s)
+    return max(rule.max_duration_s, rule.min_rounds * one) + one
 
 
 def _runtime(device: Device, placement: Placement) -> dict[str, Any]:

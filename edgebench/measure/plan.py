@@ -11,7 +11,9 @@ import edgebench
 from edgebench.agent.agent import PROTOCOL
 from edgebench.artifact import Artifact, sha256_file
 from edgebench.device import Device
+from edgebench.measure.bundle import bundle_files, provide_bundle
 from edgebench.measure.deploy import AGENT_PATH
+from edgebench.measure.meters import plan_meters
 from edgebench.measure.options import RunOptions, build_protocol
 from edgebench.measure.session import Session, owner
 from edgebench.recording import SCHEMA, Accuracy, ArtifactEntry, DeviceRecord, Protocol
@@ -35,7 +37,10 @@ async def build_plan(
     """
     device_profile = session.device
     placement = session.placement(options.threads)
-    protocol = build_protocol(options, device_profile, placement, artifacts)
+    meters = await plan_meters(session, options)
+    protocol = build_protocol(options, device_profile, placement, artifacts, meters.rule)
+    kinds = {spec["kind"] for spec in meters.device}
+    bundle = await provide_bundle(session, bundle_files(kinds, protocol.runtime["kind"]))
     device = await session.record(protocol.runtime)
     clock = await session.client.clock()
     known = _known_accuracy(artifacts, store, device, protocol) if options.reuse_accuracy else {}
@@ -50,6 +55,8 @@ async def build_plan(
         "store": store_name(store),
         "protocol": protocol.model_dump(mode="json"),
         "artifacts": entries,
+        "meters": meters.device,
+        "bundle": bundle,
         # What the agent only keeps for whoever collects the run.
         "carry": {
             "schema": SCHEMA,
@@ -60,7 +67,9 @@ async def build_plan(
             "clock": clock.model_dump(mode="json"),
             "known_accuracy": {index: value.model_dump() for index, value in known.items()},
             "host": {"system": platform.system(), "machine": platform.machine()},
-            "power_absent": _power_absent(device_profile),
+            "power_absent": _power_absent(device_profile, options),
+            "host_meters": meters.host,
+            "meters_found": meters.found,
         },
     }
 
@@ -96,10 +105,18 @@ def store_name(store: Store) -> str:
 
 
 def spool_bytes(plan: dict[str, Any]) -> int:
-    """Disk that the run's samples and state may take: 40 bytes a call, with room to grow."""
+    """Disk that the run may take: 40 bytes a call with room to grow, 20 a meter's reading."""
     protocol = plan["protocol"]
     calls = protocol["stop"]["min_count"] * len(plan["artifacts"]) * protocol["launches"]
-    return 4_000_000 + 80 * int(calls)
+    needed = 4_000_000 + 80 * int(calls)
+    if protocol["energy"] and plan["meters"]:
+        polls = sum(
+            max(len(entry.get("channels", [])), 1) / max(entry.get("poll_s", 0.1), 1e-4)
+            for entry in plan["carry"]["meters_found"]
+        )
+        launch_s = protocol["energy"]["max_duration_s"] + 2 * protocol["stop"]["max_duration_s"]
+        needed += int(20 * polls * launch_s * protocol["launches"])
+    return needed
 
 
 def _entry(artifact: Artifact) -> dict[str, Any]:
@@ -128,8 +145,7 @@ def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
     }
 
 
-def _power_absent(device: Device) -> str | None:
-    if not device.meters:
-        return "no power source on this device"
-    kinds = ", ".join(meter.kind for meter in device.meters)
-    return f"this version of edgebench has no driver for the meter {kinds}"
+def _power_absent(device: Device, options: RunOptions) -> str | None:
+    if options.energy == "off":
+        return "energy was not asked for (--energy off)"
+    return None if device.meters else "no power source on this device"

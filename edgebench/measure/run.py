@@ -11,6 +11,7 @@ nothing is counted twice.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from edgebench.errors import (
 from edgebench.measure.client import AgentFailure, Ended
 from edgebench.measure.collect import assemble, fetch, recording_of
 from edgebench.measure.deploy import send_artifacts
+from edgebench.measure.host_meters import HostSampling
 from edgebench.measure.options import RunOptions
 from edgebench.measure.plan import build_plan, spool_bytes, store_name
 from edgebench.measure.session import Session, open_session, owner
@@ -76,9 +78,24 @@ class _Job:
     tell: Reporter
     run_id: str = field(default_factory=new_ulid)
     started: bool = False
+    #: The host's own meters, while they are read.
+    sampling: HostSampling | None = None
 
     def report(self, event: dict[str, Any]) -> None:
         self.tell({**event, "device": self.device.id})
+
+    def sample(self, specs: list[dict[str, Any]]) -> None:
+        """Begin to read the host's meters; their spool outlives this process."""
+        if specs and self.sampling is None:
+            directory = ensure_dir(host_spool(self.store, self.run_id))
+            self.sampling = HostSampling(specs, directory)
+            self.sampling.start()
+
+    def stop_sampling(self) -> None:
+        """End it. What was read stays until the recording is stored."""
+        if self.sampling is not None:
+            self.sampling.stop()
+            self.sampling = None
 
 
 def run(
@@ -180,8 +197,11 @@ async def _run(job: _Job) -> Recording:
             await _pick_up(session, job.store, job.report)
             if not session.local:
                 await send_artifacts(session.transport, session.client, job.artifacts, job.report)
-            await _start(session, await _plan(session, job), job)
+            plan = await _plan(session, job)
+            await _start(session, plan, job)
+            job.sample(plan["carry"]["host_meters"])
             await _follow(session, job.run_id, job.report)
+            job.stop_sampling()
             return await _collect(session, job.run_id, job.store, job.report)
     except LinkError as error:
         if not job.started or is_local(job.device):
@@ -190,7 +210,10 @@ async def _run(job: _Job) -> Recording:
     except asyncio.CancelledError:
         if job.started and is_local(job.device):
             await _abandon(job)
+            shutil.rmtree(host_spool(job.store, job.run_id), ignore_errors=True)
         raise
+    finally:
+        job.stop_sampling()
 
 
 async def _plan(session: Session, job: _Job) -> dict[str, Any]:
@@ -240,6 +263,7 @@ async def _attend(job: _Job, lost: LinkError) -> Recording:
             async with open_session(job.device) as session:
                 until = time.monotonic() + RECONNECT_S
                 await _follow(session, job.run_id, job.report, offset=-1)
+                job.stop_sampling()
                 return await _collect(session, job.run_id, job.store, job.report)
         except LinkError as error:
             lost = error
@@ -320,9 +344,17 @@ async def _store(session: Session, run_id: str, store: Store, report: Reporter) 
     with tempfile.TemporaryDirectory(prefix="edgebench-") as directory:
         spool = Path(directory)
         result = await fetch(session, run_id, spool)
-        document, samples, state = await asyncio.to_thread(assemble, spool, result)
-    path = await asyncio.to_thread(store.write, recording_of(document), samples, state)
+        after = await session.client.clock()
+        host = host_spool(store, run_id)
+        document, *parts = await asyncio.to_thread(assemble, spool, result, after, host)
+    path = await asyncio.to_thread(store.write, recording_of(document), *parts)
+    shutil.rmtree(host, ignore_errors=True)
     report({"event": "stored", "path": str(path)})
+
+
+def host_spool(store: Store, run_id: str) -> Path:
+    """Where the readings of the host's own meters are kept until the run is stored."""
+    return store.root / f".meters-{run_id}"
 
 
 def resume(

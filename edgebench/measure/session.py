@@ -21,6 +21,12 @@ from edgebench.recording import DeviceRecord
 from edgebench.transport.base import Transport
 from edgebench.transport.local import LocalTransport
 
+#: The packages whose versions decide the speed of each runtime.
+_DECIDING = {
+    "onnxruntime": ("python", "numpy", "onnxruntime", "onnxruntime-gpu"),
+    "torch": ("python", "numpy", "torch", "transformers", "peft"),
+}
+
 
 @dataclass(frozen=True)
 class Session:
@@ -70,6 +76,18 @@ class Session:
         Raises:
             DeviceError: it does not import there.
         """
+        if self.device.runtime.kind == "torch":
+            missing = [name for name in ("torch", "transformers") if name not in self.versions]
+            if missing:
+                raise DeviceError(
+                    f"{' and '.join(missing)} are not installed there"
+                    if len(missing) > 1
+                    else f"{missing[0]} is not installed there",
+                    where=self.device.id,
+                    fix="Install PyTorch for its hardware (https://pytorch.org/get-started) and "
+                    "transformers, or name an interpreter that has them as runtime.python.",
+                )
+            return
         if self.versions.keys() & {"onnxruntime", "onnxruntime-gpu"}:
             return
         offered = await self.client.request("provider")
@@ -117,7 +135,11 @@ class Session:
             "os": known["os"],
             "libc": known["libc"],
             "emulator": known["emulator"],
-            "versions": self.versions,
+            "versions": {
+                name: version
+                for name, version in self.versions.items()
+                if name in _DECIDING.get(runtime["kind"], _DECIDING["onnxruntime"])
+            },
             "runtime": runtime,
             "governor": sorted(set((state["governor"] or {}).values())),
             "frequency_max_khz": sorted(set((state["frequency_max_khz"] or {}).values())),

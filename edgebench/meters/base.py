@@ -46,8 +46,8 @@ KINDS: Dict[str, Tuple[str, str]] = {
 #: Kinds that run on the host, beside the device. The others run on the device itself.
 HOST_KINDS = ("ppk2", "joulescope", "shelly", "kasa", "ptdaemon")
 
-#: Modules that every meter on a device needs, besides its own.
-COMMON_MODULES = ("__init__", "base", "sampler")
+#: Modules that meters on a device need besides their own.
+COMMON_MODULES = ("__init__", "base", "sampler", "sysfs")
 
 
 class MeterError(Exception):

@@ -27,12 +27,12 @@ class Column:
     meaning: str
 
 
-def _interval(name: str, unit: str, meaning: str) -> list[Column]:
-    """A figure and the two ends of its 99 % interval."""
+def _interval(name: str, unit: str, meaning: str, percent: int = 99) -> list[Column]:
+    """A figure and the two ends of its interval."""
     return [
         Column(name, "float", unit, meaning),
-        Column(f"{name}_lo", "float", unit, "lower end of its 99 % interval"),
-        Column(f"{name}_hi", "float", unit, "upper end of its 99 % interval"),
+        Column(f"{name}_lo", "float", unit, f"lower end of its {percent} % interval"),
+        Column(f"{name}_hi", "float", unit, f"upper end of its {percent} % interval"),
     ]
 
 
@@ -104,28 +104,35 @@ LATENCY: tuple[Column, ...] = (
 )
 
 _SOURCE = [
-    Column(
-        "scope", "string", "", "what the meter saw: board, SoC rail, GPU board, package, battery"
-    ),
-    Column("source", "string", "", "the meter"),
+    Column("scope", "string", "", "what the meter saw: wall, board, module, soc, rail, package …"),
+    Column("source", "string", "", "the meter and its channel"),
+    Column("source_period_ms", "float", "ms", "time between two new values of the meter"),
+    Column("source_gain_error", "float", "1", "bound of its relative error; empty: not published"),
+    Column("source_offset_error_w", "float", "W", "bound of its absolute error, likewise"),
+    Column("clock_bound_ms", "float", "ms", "bound of its clock's offset; empty: device's own"),
+    Column("energy_windows", "integer", "", "windows of back-to-back calls behind the figures"),
+    Column("energy_launches", "integer", "", "launches that they are from"),
     Column("reason", "string", "", "why the figures are empty"),
 ]
 
 ENERGY: tuple[Column, ...] = (
     *_RUN,
-    *_interval("energy_per_inference_j", "J", "energy of one call, idle included"),
-    *_interval("energy_per_inference_idle_subtracted_j", "J", "the same above idle power"),
-    Column("idle_power_w", "float", "W", "power before and after, with nothing running"),
+    *_interval("energy_per_inference_j", "J", "energy of one call, idle included", 95),
+    *_interval("energy_per_inference_idle_subtracted_j", "J", "the same above idle power", 95),
+    *_interval("energy_per_token_j", "J", "the same a token of a decoder, idle included", 95),
+    *_interval("idle_power_w", "W", "before and after, model loaded, nothing running", 95),
     *_SOURCE,
+    Column("cross_check_source", "string", "", "another source of the same scope"),
+    *_interval("cross_check_ratio", "1", "this energy over that source's", 95),
     *_VERDICT,
 )
 
 POWER: tuple[Column, ...] = (
     *_RUN,
-    Column("power_average_w", "float", "W", "mean power while measuring"),
-    Column("power_peak_w", "float", "W", "largest reading while measuring"),
+    *_interval("power_average_w", "W", "mean power within the windows", 95),
+    *_interval("power_peak_w", "W", "largest reading within the windows", 95),
     Column("power_peak_sampling_period_ms", "float", "ms", "time that one such reading covers"),
-    Column("power_idle_w", "float", "W", "power before and after, with nothing running"),
+    *_interval("power_idle_w", "W", "before and after, model loaded, nothing running", 95),
     *_SOURCE,
     *_VERDICT,
 )

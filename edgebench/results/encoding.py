@@ -18,7 +18,13 @@ from pydantic import ValidationError
 
 from edgebench.artifact import canonical_json, manifest_digest
 from edgebench.errors import RecordingError
-from edgebench.recording import READABLE, READING_COLUMNS, SAMPLE_COLUMNS, SCHEMA, Recording
+from edgebench.recording import (
+    READING_COLUMNS,
+    SAMPLE_COLUMNS,
+    SCHEMA,
+    MeterRecord,
+    Recording,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -33,10 +39,22 @@ StateLine = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
+class Attached:
+    """A meter's trace that was attached to a recording: its meter, and readings as a recording's.
+
+    ``readings``: [m] arrays by column of READING_COLUMNS, on the device's clock, meter 0.
+    """
+
+    meter: MeterRecord
+    readings: Samples
+
+
+@dataclass(frozen=True)
 class Loaded:
     """A recording as read and verified: document, samples ([n] arrays by column), state, readings.
 
     ``readings``: [m] arrays by column of READING_COLUMNS; m = 0 where no meter was read.
+    ``attached``: traces of other meters that were attached later, the newest first.
     """
 
     path: Path
@@ -44,6 +62,7 @@ class Loaded:
     samples: Samples
     state: tuple[StateLine, ...]
     readings: Samples
+    attached: tuple[Attached, ...] = ()
 
     @property
     def id(self) -> str:
@@ -189,7 +208,7 @@ def read_document(directory: Path) -> Recording:
     except ValueError as error:
         raise _broken(path, "the document is not readable JSON (truncated?)") from error
     schema = document.get("schema") if isinstance(document, dict) else None
-    if schema not in READABLE:
+    if schema != SCHEMA:
         raise RecordingError(
             f"the recording has schema {schema!r}, this edgebench reads {SCHEMA!r}",
             where=str(path),

@@ -19,7 +19,8 @@ from edgebench.errors import RecordingError
 from edgebench.recording import PHASES, ArtifactEntry, Recording, Solo
 from edgebench.results.columns import ENERGY, LATENCY, POWER, Column
 from edgebench.results.encoding import Loaded
-from edgebench.verdict import Verdict, judge
+from edgebench.results.energy_rows import energy_of
+from edgebench.verdict import Verdict, judge, judge_energy
 
 SIGNIFICANT_DIGITS = 9
 
@@ -30,8 +31,10 @@ _MB = 1e6
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
 
-def rows(loaded: Loaded, index: int) -> tuple[Row, Row, Row, Verdict]:
-    """The latency, energy and power row of one artifact, and the verdict on all three.
+def rows(loaded: Loaded, index: int) -> tuple[Row, Row, Row, dict[str, Verdict]]:
+    """The latency, energy and power row of one artifact, and the verdicts on them.
+
+    The verdicts are by table; energy and power share one.
 
     Raises:
         RecordingError: the artifact's manifest in the recording is malformed.
@@ -48,13 +51,14 @@ def rows(loaded: Loaded, index: int) -> tuple[Row, Row, Row, Verdict]:
         **_solo(recording, index),
         **_against_reference(loaded, manifests, index),
     }
-    # Meters are not part of this recording format yet: the figures are absent, never zero.
-    absent = {"reason": recording.power_absent or "this version reads no meter from recordings"}
+    measured = energy_of(loaded, index)
+    judged = judge_energy(verdict, measured.reasons)
+    powered = {**_run(recording, index, manifests[index]), **_verdict(judged)}
     return (
         _complete(latency, LATENCY),
-        _complete({**common, **absent}, ENERGY),
-        _complete({**common, **absent}, POWER),
-        verdict,
+        _complete({**powered, **measured.energy}, ENERGY),
+        _complete({**powered, **measured.power}, POWER),
+        {"latency": verdict, "energy": judged},
     )
 
 

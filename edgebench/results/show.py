@@ -47,8 +47,9 @@ def render(tables: Tables) -> RenderableType:
         blocks.append(_heading(session))
         blocks.append(_table(session, measured, tables.verdicts))
         blocks += [Text(line, style="bold") for line in _ratios(session)]
+        blocks += [Text(line) for line in _energy_ratios(session, measured)]
         blocks += [Text(line, style="dim") for line in _power_lines(measured)]
-        blocks += list(_reasons(session, tables.verdicts))
+        blocks += list(_reasons(session, tables.verdicts, tables.energy_verdicts))
     return Group(*blocks) if blocks else Text("no recordings")
 
 
@@ -194,20 +195,47 @@ def _labels(session: Sequence[Row]) -> dict[str, str]:
     return {row["run_id"]: f"{row['artifact']} {row['artifact_digest'][-8:]}" for row in session}
 
 
+def _energy_ratios(session: Sequence[Row], measured: Sequence[Row]) -> Iterator[str]:
+    """How many times less energy a call takes than the reference's, as the figures say it."""
+    energy = {
+        row["artifact_digest"]: each["energy_per_inference_j"]
+        for row, each in zip(session, measured, strict=True)
+    }
+    labels = _labels(session)
+    parts = [
+        f"{labels[row['run_id']]} {energy[row['reference_artifact_digest']] / mine:.2f}×"
+        for row in session
+        if row["reference_artifact_digest"] != row["artifact_digest"]
+        and (mine := energy[row["artifact_digest"]])
+        and energy[row["reference_artifact_digest"]]
+    ]
+    if parts:
+        yield f"energy a call, the reference's over each: {', '.join(parts)}"
+
+
 def _power_lines(measured: Sequence[Row]) -> Iterator[str]:
     for reason in dict.fromkeys(row["reason"] for row in measured if row["reason"]):
         yield f"no energy, no power: {reason}"
+    for source in dict.fromkeys(row["source"] for row in measured if row["source"]):
+        row = next(row for row in measured if row["source"] == source)
+        period, idle = row["power_peak_sampling_period_ms"], plus_minus(row, "idle_power_w")
+        peak = f"; peak W is the largest of {period:.3g} ms readings" if period else ""
+        yield f"energy: {source}, scope {row['scope']}, idle {idle} W included{peak}"
 
 
-def _reasons(session: Sequence[Row], verdicts: Mapping[str, Verdict]) -> Iterator[Text]:
+def _reasons(
+    session: Sequence[Row], verdicts: Mapping[str, Verdict], energy: Mapping[str, Verdict]
+) -> Iterator[Text]:
     """Each reason once, with the rows that it concerns; the gravest first."""
     from rich.text import Text
 
     labels = _labels(session)
     concerned: dict[str, tuple[Reason, list[str]]] = {}
     for row in session:
-        for reason in verdicts[row["run_id"]].reasons:
-            concerned.setdefault(reason.text, (reason, []))[1].append(labels[row["run_id"]])
+        judged = (verdicts[row["run_id"]], energy[row["run_id"]])
+        mine = {reason.text: reason for verdict in judged for reason in verdict.reasons}
+        for text, reason in mine.items():
+            concerned.setdefault(text, (reason, []))[1].append(labels[row["run_id"]])
     order = list(Severity)
     styles: dict[Severity, Any] = {
         Severity.INVALID: "red",

@@ -28,12 +28,16 @@ _PANDAS = {"string": "string", "float": "float64", "integer": "Int64", "boolean"
 
 @dataclass(frozen=True)
 class Tables:
-    """The three tables as DataFrames, and the verdict behind each ``run_id``."""
+    """The three tables as DataFrames, and the verdicts behind each ``run_id``.
+
+    ``energy_verdicts`` are those of the energy and the power table.
+    """
 
     latency: pd.DataFrame
     energy: pd.DataFrame
     power: pd.DataFrame
     verdicts: Mapping[str, Verdict] = field(default_factory=dict)
+    energy_verdicts: Mapping[str, Verdict] = field(default_factory=dict)
 
 
 def build(recordings: Iterable[Loaded], *, include_emulated: bool = False) -> Tables:
@@ -48,18 +52,19 @@ def build(recordings: Iterable[Loaded], *, include_emulated: bool = False) -> Ta
     """
     unique = {loaded.id: loaded for loaded in recordings}
     found: dict[str, list[Row]] = {name: [] for name in TABLES}
-    verdicts = {}
+    verdicts, energy_verdicts = {}, {}
     for _, loaded in sorted(unique.items()):
         if loaded.recording.device.emulated and not include_emulated:
             continue
         for index in range(len(loaded.recording.artifacts)):
-            latency, energy, power, verdict = rows(loaded, index)
+            latency, energy, power, judged = rows(loaded, index)
             found["latency"].append(latency)
             found["energy"].append(energy)
             found["power"].append(power)
-            verdicts[latency["run_id"]] = verdict
+            verdicts[latency["run_id"]] = judged["latency"]
+            energy_verdicts[latency["run_id"]] = judged["energy"]
     frames = {name: _frame(found[name], columns) for name, columns in TABLES.items()}
-    return Tables(frames["latency"], frames["energy"], frames["power"], verdicts)
+    return Tables(frames["latency"], frames["energy"], frames["power"], verdicts, energy_verdicts)
 
 
 def write(tables: Tables, directory: Path) -> tuple[Path, ...]:

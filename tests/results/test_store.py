@@ -193,7 +193,7 @@ def test_a_figure_edited_by_hand_is_found_out(store):
 def test_another_schema_version_is_said_to_be_one(store):
     name = write(store)
     path = store.root / name / "recording.json"
-    path.write_text(path.read_text().replace("edgebench.recording/2", "edgebench.recording/9"))
+    path.write_text(path.read_text().replace("edgebench.recording/1", "edgebench.recording/9"))
     with pytest.raises(RecordingError, match="recording/9"):
         store.load(name)
 
