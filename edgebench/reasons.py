@@ -43,6 +43,7 @@ class Code(StrEnum):
     UNDER_VOLTAGE_SINCE_BOOT = "under-voltage-since-boot"
     TOO_HOT = "too-hot"
     SWAPPING = "swapping"
+    SOURCES_DISAGREE = "sources-disagree"
     DEADLINE = "deadline"
     CANCELLED = "cancelled"
     CUT_SHORT = "cut-short"
@@ -56,12 +57,11 @@ class Code(StrEnum):
     P99_SAMPLES = "p99-samples"
     P999_SAMPLES = "p999-samples"
     TEMPERATURE_DRIFT = "temperature-drift"
+    ENERGY_WIDE = "energy-wide"
+    NO_ENERGY = "no-energy"
     WITHHELD = "withheld"
     THROTTLED_SINCE_BOOT = "throttled-since-boot"
     GOVERNOR = "governor"
-    SOURCES_DISAGREE = "sources-disagree"
-    ENERGY_WIDE = "energy-wide"
-    NO_ENERGY = "no-energy"
     ENERGY_NOTE = "energy-note"
     ACCURACY_UNMEASURED = "accuracy-unmeasured"
     STATE_UNKNOWN = "state-unknown"
@@ -223,6 +223,13 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             "Calls waited for the disk, which is no property of the model.",
             "Free memory on the device, or use a smaller artifact.",
         ),
+        Code.SOURCES_DISAGREE: Rule(
+            _I,
+            "two sources of the same scope disagree: {first} over {second} is {ratio} "
+            "({lo} to {hi})",
+            "At least one of them is wrong by more than its data sheet allows.",
+            "Check wiring, shunt and units of both; remove the wrong one from the profile.",
+        ),
         Code.DEADLINE: Rule(
             _U,
             "the run's deadline ended it ({where})",
@@ -277,6 +284,19 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             "The first minute and the steady state are two figures; these mix them.",
             "Measure again while it is warm, or with a longer warm-up.",
         ),
+        Code.ENERGY_WIDE: Rule(
+            _U,
+            "the energy of a call is known to ± {half} %, asked ± {asked} %",
+            "The sensor's own errors, or the spread between windows and launches, allow no less.",
+            "Give it more --launches or --energy-max-duration, a better sensor, or be content "
+            "with a wider --energy-precision.",
+        ),
+        Code.NO_ENERGY: Rule(
+            _U,
+            "no energy: {why}",
+            "A figure that could not be measured is empty; it is never 0.",
+            "See `edgebench meters` and docs/energy.md for what would mend it.",
+        ),
         Code.WITHHELD: Rule(
             _N,
             "withheld, and not asked for: {what}",
@@ -294,26 +314,6 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             'the frequency governor is "{governor}"',
             "The frequency may follow the load, and the latency with it.",
             "Set it to performance (`cpupower frequency-set -g performance`).",
-        ),
-        Code.SOURCES_DISAGREE: Rule(
-            _I,
-            "two sources of the same scope disagree: {first} over {second} is {ratio} "
-            "({lo} to {hi})",
-            "At least one of them is wrong by more than its data sheet allows.",
-            "Check wiring, shunt and units of both; remove the wrong one from the profile.",
-        ),
-        Code.ENERGY_WIDE: Rule(
-            _U,
-            "the energy of a call is known to ± {half} %, asked ± {asked} %",
-            "The sensor's own errors, or the spread between windows and launches, allow no less.",
-            "Give it more --launches or --energy-max-duration, a better sensor, or be content "
-            "with a wider --energy-precision.",
-        ),
-        Code.NO_ENERGY: Rule(
-            _U,
-            "no energy: {why}",
-            "A figure that could not be measured is empty; it is never 0.",
-            "See `edgebench meters` and docs/energy.md for what would mend it.",
         ),
         Code.ENERGY_NOTE: Rule(
             _N,
