@@ -81,7 +81,7 @@ async def plan_meters(session: Session, options: RunOptions) -> MeterPlan:
     found = await open_on_device(session, here)
     found += await asyncio.to_thread(open_on_host, host)
     channels = [
-        MeterChannel.model_validate(channel)
+        (MeterChannel.model_validate(channel), float(entry["poll_s"]))
         for entry in found
         for channel in entry.get("channels", [])
     ]
@@ -90,12 +90,22 @@ async def plan_meters(session: Session, options: RunOptions) -> MeterPlan:
     return MeterPlan(here, host, found, rule)
 
 
-def energy_rule(options: RunOptions, channels: Sequence[MeterChannel], watched: bool) -> EnergyRule:
-    """Windows that every channel can resolve, and rests that outlast its lag."""
-    from edgebench.energy import Source, shortest_window_s
+def energy_rule(
+    options: RunOptions, channels: Sequence[tuple[MeterChannel, float]], watched: bool
+) -> EnergyRule:
+    """Windows that every channel can resolve, and rests that outlast its lag.
 
-    needed = [shortest_window_s(Source.of(channel)) for channel in channels]
-    lag_s = max((channel.lag_s for channel in channels), default=0.0)
+    Args:
+        channels: each with the seconds between two reads of it.
+        watched: the device reads at least one itself, so that the launch can look at it.
+    """
+    from edgebench.energy import shortest_window_s
+    from edgebench.results.energy_rows import source_of
+
+    needed = [
+        shortest_window_s(source_of(channel), spacing_s=poll_s) for channel, poll_s in channels
+    ]
+    lag_s = max((channel.lag_s for channel, _ in channels), default=0.0)
     window_s = options.energy_window_s or min(max([MIN_WINDOW_S, *needed]), MAX_WINDOW_S)
     return EnergyRule(
         window_s=window_s,

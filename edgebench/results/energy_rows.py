@@ -36,10 +36,8 @@ class Candidate:
 
     @property
     def source(self) -> Source:
-        from edgebench.energy import Source
-
         bound_ns = self.meter.alignment.bound_ns if self.meter.alignment else 0
-        return Source.of(self.channel, clock_bound_s=bound_ns / 1e9)
+        return source_of(self.channel, clock_bound_s=bound_ns / 1e9)
 
     @property
     def label(self) -> str:
@@ -86,6 +84,24 @@ def energy_of(loaded: Loaded, index: int, tokens_per_call: int | None = None) ->
     if not found:
         return _absent("; ".join(refused), failures=True)
     return _rows(recording, found, refused, tokens_per_call)
+
+
+def source_of(channel: MeterChannel, clock_bound_s: float = 0.0) -> Source:
+    """What the arithmetic needs to know of a channel."""
+    from edgebench.energy import Source
+
+    return Source(
+        quantity=channel.quantity,
+        period_s=channel.period_s,
+        resolution=channel.resolution,
+        gain_error=channel.gain_error,
+        offset_error_w=channel.offset_error_w,
+        lag_s=channel.lag_s,
+        averaging_s=channel.averaging_s,
+        duty=channel.duty,
+        wrap_j=channel.wrap_j,
+        clock_bound_s=clock_bound_s,
+    )
 
 
 def windows_of(recording: Recording, index: int) -> tuple[list[Window], list[Stretch]]:
