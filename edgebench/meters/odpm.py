@@ -3,9 +3,9 @@
 Two chips, each an iio device (drivers/iio/power/odpm.c of Google's gs101 and gs201 kernels):
 
     /sys/bus/iio/devices/iio:device0/name             s2mpg10-odpm
-    /sys/bus/iio/devices/iio:device0/energy_value     t=349894
-                                                      CH0(T=349894)[S10M_VDD_TPU], 5578756
-                                                      CH1(T=349894)[VSYS_PWR_MODEM], 29110940
+    /sys/bus/iio/devices/iio:device0/energy_value     t=351207
+                                                      CH0(T=351207)[S10M_VDD_TPU], 5601234
+                                                      CH1(T=351207)[VSYS_PWR_MODEM], 29254011
     /sys/bus/iio/devices/iio:device0/enabled_rails    CH0[S10M_VDD_TPU]:TPU
     /sys/bus/iio/devices/iio:device0/sampling_rate    Hz, as 125.000000
 
