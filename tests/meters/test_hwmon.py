@@ -149,7 +149,7 @@ def test_lines_that_are_not_known_to_belong_together_are_not_multiplied(tree, re
 
 def two(tree):
     hwmon(tree, 0, INA226, device="1-0040")
-    hwmon(tree, 1, {**INA226, "label": "camera"}, device="1-0041")
+    hwmon(tree, 2, {**INA226, "label": "camera"}, device="1-0041")
 
 
 def test_two_chips_of_a_kind_are_not_chosen_between_nor_added(tree, refused):
@@ -161,7 +161,7 @@ def test_two_chips_of_a_kind_are_not_chosen_between_nor_added(tree, refused):
     assert error.fix.startswith("Say which by hwmon, label or channel")
 
 
-@pytest.mark.parametrize("which", [{"hwmon": "1-0041"}, {"hwmon": "hwmon1"}, {"label": "camera"}])
+@pytest.mark.parametrize("which", [{"hwmon": "1-0041"}, {"hwmon": "hwmon2"}, {"label": "camera"}])
 def test_one_of_two_is_named_by_bus_number_or_label(tree, make, which):
     two(tree)
     (channel,) = make("hwmon", scope="rail", **which).open()

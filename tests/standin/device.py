@@ -213,6 +213,12 @@ class Device(Played):
             return float(self._uptime_s)
         return time.monotonic() + self._machine.monotonic_offset_s
 
+    def boottime(self) -> float:
+        """The device's CLOCK_BOOTTIME now, in seconds; while off, what it would be."""
+        if self._machine is None:
+            return float(self._uptime_s)
+        return time.clock_gettime(time.CLOCK_BOOTTIME) + self._machine.boottime_offset_s
+
     def sshd_log(self) -> str:
         """What sshd has said since the stand-in was made."""
         return (self._slot.home / "sshd.log").read_text()

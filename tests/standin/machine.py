@@ -148,6 +148,7 @@ class Machine:
         self.monotonic_offset_s = offset_s
         self._cgroup_procs = str(config["cgroup_procs"])
         boottime_offset_s = uptime_s - int(time.clock_gettime(time.CLOCK_BOOTTIME))
+        self.boottime_offset_s = boottime_offset_s
         log = Path(config["log"])
         with log.open("a") as errors:
             self._process = subprocess.Popen(

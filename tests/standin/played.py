@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from . import identity as pi
 from .identity import Identity
@@ -18,6 +18,10 @@ class Played:
 
     _keeper: Keeper
     _clock: Callable[[], float]
+
+    def boottime(self) -> float:
+        """The device's CLOCK_BOOTTIME."""
+        raise NotImplementedError
 
     def __init__(self) -> None:
         self._values: dict[str, Callable[[float], object]] = {}
@@ -66,6 +70,57 @@ class Played:
         self.set(f"{chip}/curr1_input", lambda t: round(held(t) / volts * 1000))
         # drivers/hwmon/ina2xx.c, INA226 on 10 mΩ: 250 µA and 25 times that, 6250 µW, a bit
         self.set(f"{chip}/power1_input", lambda t: round(held(t) * 1e6 / 6250) * 6250)
+
+    def set_rapl(self, watts: float, packages: int = 1) -> None:
+        """Make it show the energy counters of x86 packages that draw so much each.
+
+        Only root may read them, as since Linux 5.10.
+        """
+        for package in range(packages):
+            zone = f"class/powercap/intel-rapl:{package}"
+            self.set(f"{zone}/name", f"package-{package}")
+            self.set(f"{zone}/max_energy_range_uj", 262143328850)
+            self.set(f"{zone}/energy_uj", lambda t: round(t * watts * 1e6), kind="secret")
+
+    def set_jetson(self, rails: Mapping[str, tuple[float, float]]) -> None:
+        """Make it show a Jetson's INA3221; up to three rails: label -> (volts, amperes)."""
+        chip = "bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon3"
+        self.set(f"{chip}/name", "ina3221")
+        self.set(f"{chip}/update_interval", 7)  # ms: three channels, each 2 x 1.1 ms
+        for number, (label, (volts, amperes)) in enumerate(rails.items(), 1):
+            self.set(f"{chip}/in{number}_label", label)
+            self.set(f"{chip}/in{number}_enable", 1)
+            self.set(f"{chip}/shunt{number}_resistor", 5000)  # µΩ
+            # drivers/hwmon/ina3221.c: steps of 8 mV, and of 40 µV at the shunt
+            self.set(f"{chip}/in{number}_input", round(volts * 1000 / 8) * 8)
+            self.set(f"{chip}/curr{number}_input", round(amperes * 5e-3 / 40e-6) * 8)
+
+    def set_battery(self, watts: float, status: str = "Discharging", volts: float = 3.9) -> None:
+        """Make it show a phone's battery that delivers so much, with the kernel's sign."""
+        supply = "class/power_supply/battery"
+        self.set(f"{supply}/type", "Battery")
+        self.set(f"{supply}/present", 1)
+        self.set(f"{supply}/status", status)
+        self.set(f"{supply}/voltage_now", round(volts * 1e6))
+        self.set(f"{supply}/current_now", -round(watts / volts * 1e6))
+
+    def set_odpm(self, rails: Mapping[str, float]) -> None:
+        """Make it show a Pixel's power monitor: rail -> watts. The driver renews it every 50 ms."""
+        monitor = "bus/iio/devices/iio:device0"
+
+        def shown(_: float) -> str:
+            t = int(self.boottime() * 1000) // 50 * 50
+            rows = [
+                f"CH{number}(T={t})[{rail}], {round(t * watts * 1000)}"
+                for number, (rail, watts) in enumerate(rails.items())
+            ]
+            return "\n".join([f"t={t}", *rows])
+
+        self.set(f"{monitor}/name", "s2mpg10-odpm")
+        self.set(f"{monitor}/sampling_rate", "1000.000000")
+        enabled = [f"CH{number}[{rail}]:ANY" for number, rail in enumerate(rails)]
+        self.set(f"{monitor}/enabled_rails", "\n".join(enabled))
+        self.set(f"{monitor}/energy_value", shown)
 
     def set_throttled(self, flags: int) -> None:
         """The firmware's flags: bits 0 under-voltage, 1 capped, 2 throttled, 3 soft limit.

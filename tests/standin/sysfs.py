@@ -43,7 +43,7 @@ class Node:
     """
 
     text: str | None
-    kind: str = "attribute"  # or "setting", which root may write, or "link"
+    kind: str = "attribute"  # or "setting" (root may write it), "secret" (root may read it), "link"
     error: int = 0
 
 
@@ -103,7 +103,7 @@ class Tree(mfusepy.Operations):  # type: ignore[misc]
             raise mfusepy.FuseOSError(errno.ENOENT)
         if node.kind == "link":
             return {"st_mode": stat.S_IFLNK | 0o777, "st_nlink": 1}
-        mode = 0o644 if node.kind == "setting" else 0o444
+        mode = {"setting": 0o644, "secret": 0o400}.get(node.kind, 0o444)
         size = 0 if path.startswith("/proc/") else PAGE_BYTES
         return {"st_mode": stat.S_IFREG | mode, "st_nlink": 1, "st_size": size}
 
@@ -128,6 +128,8 @@ class Tree(mfusepy.Operations):  # type: ignore[misc]
             node = self._nodes.get(path)
             settable = node is not None and node.kind == "setting" and uid == 0
             if flags & os.O_ACCMODE != os.O_RDONLY and not settable:
+                raise mfusepy.FuseOSError(errno.EACCES)
+            if node is not None and node.kind == "secret" and uid != 0:
                 raise mfusepy.FuseOSError(errno.EACCES)
             handle = next(self._handles)
             self._open[handle] = (path, b"")
