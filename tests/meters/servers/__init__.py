@@ -1,0 +1,1 @@
+"""Instruments as local servers and pseudo-terminals that speak the real protocols."""
