@@ -841,17 +841,20 @@ def t_half_width(values: list[float]) -> float:
 
 
 def live_meter(directory: str) -> LiveMeter | None:
-    """The first channel that delivers: a counter of the first meter, else its first channel."""
+    """The first meter that still delivers: its counter, else its first channel; or None."""
+    opened: dict[int, list[Document]] = {}
     for line in (read_text(os.path.join(directory, "meters.jsonl")) or "").splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError):  # half a line, which is being written
             event = json.loads(line)
-            if event.get("event") != "open":
-                continue
-            channels = list(enumerate(event["channels"]))
-            counters = [pair for pair in channels if pair[1]["quantity"] == "energy"]
-            number, channel = (counters or channels)[0]
-            path = os.path.join(directory, "meters.bin")
-            return LiveMeter(path, event["meter"], channel, number)
+            if event["event"] == "open":
+                opened[event["meter"]] = event["channels"]
+            else:
+                opened.pop(event["meter"], None)
+    for meter, found in sorted(opened.items()):
+        channels = list(enumerate(found))
+        counters = [pair for pair in channels if pair[1]["quantity"] == "energy"]
+        number, channel = (counters or channels)[0]
+        return LiveMeter(os.path.join(directory, "meters.bin"), meter, channel, number)
     return None
 
 
