@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,6 +33,7 @@ from tests.agent.test_language import GENERIC, NEWER, NEWER_KEYWORDS, OLD
 from tests.meters.bundle import meter_bundle
 
 FOLDER = Path(base.__file__).parent
+DOCS = Path(__file__).parents[2] / "docs/meters"
 #: Kinds that read sysfs alone: they need nothing but files.
 SYSFS_KINDS = ("rapl", "hwmon", "ina3221", "battery", "odpm")
 DEVICE_KINDS = [kind for kind in KINDS if kind not in HOST_KINDS]
@@ -239,3 +242,17 @@ def test_a_file_that_is_missing_or_no_number_is_named(tmp_path):
     with pytest.raises(MeterError) as caught:
         read_text(str(tmp_path))
     assert caught.value.code == "io"
+
+
+# -- their pages
+
+
+@pytest.mark.parametrize("kind", SYSFS_KINDS)
+def test_the_table_of_a_page_is_one_that_its_meter_takes(kind):
+    page = (DOCS / f"{kind}.md").read_text()
+    (block,) = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    (table,) = tomllib.loads(block)["meters"]
+    assert make_meter(table).kind == kind
+    for option in meter_class(kind).options_taken:
+        assert f"| `{option}` |" in page
+    assert "**Never run on the real thing.**" in page
