@@ -15,7 +15,7 @@ from tests.fixtures_export import minilm_artifacts  # noqa: F401 - a fixture
 
 ROOT = BENCHMARKS.parent
 MINILM = ("harness", "process", "repeatability", "dispatch")
-EVERY = (*MINILM, "startup", "fleet")
+EVERY = (*MINILM, "startup", "fleet", "energy_coverage")
 PEERS = list(Path.home().glob(".cache/edgebench-benchmarks/optimum-benchmark-*/bin/python"))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import common
 import dispatch
+import energy_coverage
 import fleet
 import harness
 import process
@@ -162,6 +163,20 @@ def test_startup() -> None:
 def test_dispatch() -> None:
     assert met(dispatch.figures(0.9, 0, 0)) == [True, True, True]
     assert met(dispatch.figures(1.1, 1, 1)) == [False, False, False]
+
+
+def test_energy_coverage() -> None:
+    fine = {"total": [95.0, 91.0, 99.0], "idle-subtracted": [93.0, 90.0]}
+    assert met(energy_coverage.figures(fine, 10_000, 0)) == [True] * 7
+    short = {"total": [92.9, 89.9, 99.0], "idle-subtracted": [97.1, 95.0]}
+    verdicts = met(energy_coverage.figures(short, 10_000, 1))
+    assert verdicts == [False, True, False, True, False, True, False]
+
+
+def test_energy_coverage_counts_a_missing_figure_as_a_miss() -> None:
+    count = energy_coverage.Count()
+    count.add(None, 1.0)
+    assert count.percent == 0
 
 
 def driven(devices: int, wall_s: float, recordings: int, peak_bytes: int) -> fleet.Drive:
