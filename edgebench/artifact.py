@@ -8,12 +8,19 @@ An artifact is a directory::
       inputs.npz         real tokenised inputs for timing: one array per model input, [n, seq_len]
       evaluation.npz     labelled held-out inputs: the same arrays plus ``labels`` [m] (optional)
 
+In the format "torch" a transformers checkpoint stands in the graph's place::
+
+      config.json  model.safetensors                               the model (or the base alone),
+      adapter/adapter_config.json  adapter/adapter_model.safetensors   and its unmerged branch
+
 ``artifact.json`` holds the SHA-256 of every other file. The artifact's digest is the SHA-256 of the
 manifest's canonical JSON (sorted keys, no spaces, UTF-8) without its own ``digest`` member, so it
 covers everything. Nothing in the manifest depends on the time or the place of the export.
 
 Schema history (``schema``):
     edgebench.artifact/1   first
+                           later: ``format`` (absent: onnx); ``exporter.opset`` and ``ir_version``
+                           are null where there is no ONNX file
 """
 
 from __future__ import annotations
@@ -33,6 +40,13 @@ from edgebench.errors import ArtifactError
 
 SCHEMA = "edgebench.artifact/1"
 MANIFEST = "artifact.json"
+
+
+#: What the model is stored as, and so what can run it: ONNX Runtime, or PyTorch.
+Format = Literal["onnx", "torch"]
+
+#: What a model of the format "torch" may consist of: nothing here can hold code.
+_TORCH_FILES = (".json", ".safetensors", ".npz")
 
 
 class _Part(BaseModel):
@@ -68,22 +82,22 @@ class Adapter(_Part):
 
 
 class Exporter(_Part):
-    """What wrote the graph: family file, road, and every version that decides the result."""
+    """What wrote the model: family file, road, and every version that decides the result."""
 
     name: str
     road: Literal["torch", "optimum"]
-    opset: int
-    ir_version: int
+    opset: int | None
+    ir_version: int | None
     versions: dict[str, str]
 
 
 class Quantization(_Part):
     """How weights are stored and computed with.
 
-    ``storage_bits`` is nominal (32, 8, 3); ``storage_bits_per_weight`` counts every stored bit of
-    the quantised weights, scales included, divided by their number; ``file_bits_per_weight`` does
-    the same over all weights of the model, those left in fp32 too. ``compute_bits`` is the weight
-    width that the kernel computes with, ``activation_bits`` the width of the activations there.
+    ``storage_bits`` is nominal (32, 16, 8, 3); ``storage_bits_per_weight`` counts every stored bit
+    of the quantised weights, scales included, divided by their number; ``file_bits_per_weight``
+    does the same over all weights of the model, those left in fp32 too. ``compute_bits`` is the
+    weight width that the kernel computes with, ``activation_bits`` the width of the activations.
     """
 
     scheme: str
@@ -165,6 +179,7 @@ class Manifest(_Part):
     extra_flops: float
     parity: Parity
     data: Data
+    format: Format = "onnx"
     model: str = "model.onnx"
     files: dict[str, FileEntry]
 
@@ -240,8 +255,22 @@ class Artifact:
                 where=str(root),
                 fix=_REEXPORT,
             )
-        check_external_data(root / manifest.model)
+        if manifest.format == "torch":
+            _refuse_code(root, manifest)
+        else:
+            check_external_data(root / manifest.model)
         return cls(root, manifest)
+
+
+def _refuse_code(root: Path, manifest: Manifest) -> None:
+    """Refuse a checkpoint with a pickle or a program in it; safetensors hold tensors alone."""
+    for name in manifest.files:
+        if not name.endswith(_TORCH_FILES):
+            raise ArtifactError(
+                f"a torch artifact holds only JSON, safetensors and inputs, not {name}",
+                where=str(root),
+                fix="Refused: a pickle or a program can run any code. " + _REEXPORT,
+            )
 
 
 _REEXPORT = "Export it again with `edgebench export`; artifacts are never edited."

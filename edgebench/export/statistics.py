@@ -49,12 +49,16 @@ class GraphFacts:
 
     def statistics(self, model: Any) -> Statistics:
         """The vector s of a graph with this structure, stored as ``model`` stores it."""
+        return self.counted(param_bits(model))
+
+    def counted(self, bits: int) -> Statistics:
+        """The vector s of a model with this structure whose parameters take so many bits."""
         return Statistics(
             seq_len=self.seq_len,
             kept_layers=self.layers,
             kept_heads=self.heads,
             kept_ranks=self.ranks,
-            param_bits=param_bits(model),
+            param_bits=bits,
         )
 
 

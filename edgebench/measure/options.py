@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SCENARIOS: tuple[str, ...] = ("single-stream", "offline")
 
-#: ONNX Runtime's names of the providers that a profile may ask for.
+#: ONNX Runtime's names of the providers that a profile may ask for; PyTorch's are the same.
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -178,7 +178,7 @@ def build_protocol(
         deadline_s=deadline,
         accuracy=options.accuracy,
         input_source="; ".join(sorted({a.manifest.data.inputs_source for a in artifacts})),
-        runtime=_runtime(device, placement),
+        runtime=_runtime(device, placement, artifacts),
         memory_limit_bytes=limits.memory_mb * 10**6 if limits.memory_mb else None,
         cooldown=(
             CooldownRule(below_c=limits.cooldown_c, max_s=limits.cooldown_max_s)
@@ -196,15 +196,29 @@ def _longest_energy_s(rule: EnergyRule, artifacts: int) -> float:
     return max(rule.max_duration_s, rule.min_rounds * one) + one
 
 
-def _runtime(device: Device, placement: Placement) -> dict[str, Any]:
+def _runtime(device: Device, placement: Placement, artifacts: Sequence[Artifact]) -> dict[str, Any]:
     spec = device.runtime
+    form = "torch" if spec.kind == "torch" else "onnx"
+    for artifact in artifacts:
+        if artifact.manifest.format != form:
+            raise InputError(
+                f"the artifact's format is {artifact.manifest.format}, and the runtime of "
+                f"{device.id} ({spec.kind}) takes {form}",
+                where=str(artifact.path),
+                fix=f"Export it with --format {form}, or choose a device of the other runtime.",
+            )
+    placed = {
+        "threads": placement.threads,
+        "cpus": list(placement.cpus) if placement.cpus is not None else None,
+        "options": dict(spec.options),
+    }
+    if spec.kind == "torch":
+        return {"kind": spec.kind, "provider": spec.provider, "compile": spec.compile, **placed}
     return {
         "kind": spec.kind,
         "provider": PROVIDERS[spec.provider],
-        "threads": placement.threads,
-        "cpus": list(placement.cpus) if placement.cpus is not None else None,
         "allow_spinning": spec.allow_spinning,
-        "options": dict(spec.options),
+        **placed,
     }
 
 

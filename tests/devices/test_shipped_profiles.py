@@ -29,7 +29,11 @@ PAGES = ROOT / "docs" / "devices"
 SHIPPED = sorted(path.stem for path in (ROOT / "devices").glob("*.toml"))
 PROMISED = {
     "local",
+    "local-torch",
+    "local-torch-compiled",
     "local-cuda",
+    "local-cuda-torch",
+    "local-cuda-torch-compiled",
     "pi4",
     "pi5",
     "jetson-orin-nx",
@@ -42,6 +46,10 @@ PROMISED = {
     "rtx-4090",
     "a100",
     "h200",
+    "rtx-a6000-torch",
+    "rtx-4090-torch",
+    "a100-torch",
+    "h200-torch",
 }
 
 
@@ -79,7 +87,7 @@ def test_what_was_never_run_says_so_at_the_top_of_its_page(bare: Workspace, name
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_device_that_is_not_this_machine_says_what_it_must_be(bare: Workspace, name: str) -> None:
     device = load(name, bare)
-    if name not in ("local", "local-cuda", "linux-ssh"):
+    if not name.startswith("local") and name != "linux-ssh":
         assert any(device.expects.model_dump().values())
 
 
@@ -102,6 +110,10 @@ def test_named_gpus_are_the_local_gpu_with_an_identity(bare: Workspace) -> None:
         device = load(name, bare)
         assert device.expects.gpu is not None
         assert device.runtime == load("local-cuda", bare).runtime
+        through_torch = load(f"{name}-torch", bare)
+        assert through_torch.expects == device.expects
+        assert through_torch.runtime == load("local-cuda-torch", bare).runtime
+        assert through_torch.meters == device.meters
     a100 = load("a100", bare).expects
     assert a100.mismatches(gpu="NVIDIA A100-SXM4-80GB") == ()
     assert a100.mismatches(gpu="NVIDIA A100 80GB PCIe") == ()

@@ -1,0 +1,1 @@
+"""Runtimes with a file of their own, which run on the device beside the agent."""
