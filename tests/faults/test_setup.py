@@ -12,6 +12,7 @@ import pytest
 from edgebench import provision
 from edgebench.errors import DeviceError, LinkError
 from edgebench.measure import run
+from edgebench.meters.base import meter_class
 from edgebench.transport.ssh import SshTransport
 from tests.faults.far import Far
 from tests.measure.bench import QUICK
@@ -110,3 +111,86 @@ def test_a_device_without_the_runtime_is_refused_with_the_command_that_mends_it(
     assert caught.value.fix == "Install it with `edgebench setup --device far`."
     assert far.store.list() == ()
     far.settled()
+
+
+METERS = """
+[[meters]]
+kind = "ina226"
+scope = "board"
+bus = 1
+address = 0x40
+shunt_mohm = 10
+[[meters]]
+kind = "shelly"
+scope = "wall"
+host = "192.0.2.1"
+"""
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An index of packages on this disk, with the driver that an ina226 is said to need."""
+    place = tmp_path / "index"
+    place.mkdir()
+    driver(place, "far-driver")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(place))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(meter_class("ina226"), "packages", ("far-driver",))
+    return place
+
+
+def driver(place: Path, name: str) -> None:
+    """A wheel of pure Python."""
+    module = name.replace("-", "_")
+    with zipfile.ZipFile(place / f"{module}-1-py3-none-any.whl", "w") as archive:
+        archive.writestr(f"{module}.py", f"name = {name!r}\n")
+        inside = f"{module}-1.dist-info"
+        archive.writestr(f"{inside}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        archive.writestr(
+            f"{inside}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr(f"{inside}/RECORD", "")
+
+
+def test_drivers_of_the_devices_meters_are_unpacked_once(far: Far, index: Path) -> None:
+    device = far.device(Far.runtime() + METERS)
+    assert provision.meter_packages(device) == ("far-driver",)
+    assert provision.setup(device).installed == ("far_driver-1-py3-none-any.whl",)
+    active = far.root / "site/active"
+    assert sorted(path.name for path in active.iterdir()) == [
+        "far_driver-1.dist-info",
+        "far_driver.py",
+    ]
+    assert provision.setup(device).installed == ()
+
+
+def test_a_driver_joins_what_is_unpacked_and_stays_when_the_runtime_is_installed_again(
+    far: Far, index: Path
+) -> None:
+    provision.setup(far.device(), reinstall=True)
+    before = (far.root / "site/active").resolve()
+    provision.setup(far.device(Far.runtime() + METERS))
+    active = far.root / "site/active"
+    assert {"one", "two", "far_driver.py"} <= {path.name for path in active.iterdir()}
+    assert sorted(path.name for path in before.iterdir()) == ["one", "two"]
+    done = provision.setup(far.device(), reinstall=True)
+    assert "far_driver-1-py3-none-any.whl" in done.installed
+    assert (active / "far_driver.py").exists()
+
+
+def test_a_driver_that_the_system_has_is_left_alone(
+    far: Far, index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meter_class("ina226"), "packages", ("numpy",))
+    assert provision.setup(far.device(Far.runtime() + METERS)).installed == ()
+    assert not (far.root / "site").exists()
+
+
+def test_a_driver_that_pip_does_not_find_is_named(far: Far, index: Path) -> None:
+    for wheel in index.iterdir():
+        wheel.unlink()
+    with pytest.raises(DeviceError, match="no wheels of far-driver") as caught:
+        provision.setup(far.device(Far.runtime() + METERS))
+    assert "pip install far-driver" in str(caught.value.fix)
+    assert not (far.root / "site").exists()
