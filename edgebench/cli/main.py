@@ -10,7 +10,18 @@ import typer
 from typer.core import TyperGroup
 
 import edgebench
-from edgebench.cli import devices, doctor, export, resume, run, setup, table
+from edgebench.cli import (
+    devices,
+    doctor,
+    energy,
+    export,
+    meters,
+    plot,
+    resume,
+    run,
+    setup,
+    table,
+)
 from edgebench.cli.output import error_document, say_error, say_json
 from edgebench.errors import EdgebenchError, Interrupted, UsageError
 
@@ -60,7 +71,7 @@ def _options(
     pass
 
 
-for module in (export, run, resume, table, devices, doctor, setup):
+for module in (export, run, resume, table, energy, plot, devices, meters, doctor, setup):
     module.register(app)
 
 
