@@ -55,9 +55,6 @@ TRIES = 3
 #: Without a new conversion for so long the chip stands still (seconds; a conversion takes 0.02).
 STILL_S = 1.0
 
-#: The shunt's own tolerance where the profile says nothing: that of the usual 1 % resistor.
-SHUNT_TOLERANCE_PERCENT = 1.0
-
 #: A current of 0.4 A over 100 mΩ is 40 mV, not a hair more.
 ROUNDING = 1e-9
 
@@ -70,7 +67,9 @@ _COMMON: Mapping[str, Option] = {
 }
 _SHUNT: Mapping[str, Option] = {
     "shunt_mohm": Option((int, float), "the shunt's resistance in milliohms", required=True),
-    "shunt_tolerance_percent": Option((int, float), "of the shunt; 1 where it is not said"),
+    "shunt_tolerance_percent": Option(
+        (int, float), "of the shunt; if not said, the gain error is unknown"
+    ),
     "max_current_a": Option((int, float), "the most that will flow; refused if out of range"),
 }
 
@@ -252,11 +251,14 @@ class Ina(Meter):
                 f"{self.where()} sees {volts:.3g} V at the load ({name}): not a supply",
                 "Connect its VBUS (or IN-) pin to the device's supply, or name another channel.",
             )
-        tolerance = self.options.get("shunt_tolerance_percent", SHUNT_TOLERANCE_PERCENT)
-        said = "" if "shunt_tolerance_percent" in self.options else " (assumed)"
-        shunt_text = f"shunt ± {tolerance:g} %{said}"
-        if "shunt_mohm" not in self.options_taken:
+        if "shunt_mohm" in self.options_taken:
+            tolerance = self.options.get("shunt_tolerance_percent")
+            shunt_text = "gain unknown: the shunt's tolerance is not in the profile"
+            if tolerance is not None:
+                shunt_text = f"shunt ± {tolerance:g} %"
+        else:
             tolerance, shunt_text = 0.0, "shunt in the chip"
+        chip_gain = chip.shunt_gain + chip.bus_gain + chip.bus_offset_v / volts
         return Channel(
             name,
             POWER,

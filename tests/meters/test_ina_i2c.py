@@ -22,10 +22,10 @@ CHIPS: dict[str, Callable[..., fake_i2c.Chip]] = {
     "ina3221-i2c": fake_i2c.Ina3221,
 }
 OPTIONS: dict[str, dict[str, Any]] = {
-    "ina219": {"shunt_mohm": 100},
-    "ina226": {"shunt_mohm": 10.0},
+    "ina219": {"shunt_mohm": 100, "shunt_tolerance_percent": 1},
+    "ina226": {"shunt_mohm": 10.0, "shunt_tolerance_percent": 1.0},
     "ina260": {},
-    "ina3221-i2c": {"shunt_mohm": 5, "channel": 1},
+    "ina3221-i2c": {"shunt_mohm": 5, "shunt_tolerance_percent": 1, "channel": 1},
 }
 
 
@@ -47,8 +47,8 @@ class Bench:
         return made
 
     def meter(self, kind: str, **more: Any) -> Meter:
-        table = {"kind": kind, "bus": 1, "address": 0x40, "scope": "board", **OPTIONS[kind]}
-        return make_meter({**table, **more})
+        table = {"kind": kind, "bus": 1, "address": 0x40, "scope": "board", **OPTIONS[kind], **more}
+        return make_meter({key: value for key, value in table.items() if value is not None})
 
     def readings(self, meter: Meter, polls: int) -> list[Reading]:
         """What the sampler would get."""
@@ -166,15 +166,18 @@ def test_ina226_figures_are_those_of_its_data_sheet(bench: Bench) -> None:
     assert "SBOS547" in channel.accuracy_source
 
 
-def test_a_shunts_tolerance_that_was_not_said_is_assumed_and_called_so(bench: Bench) -> None:
+def test_without_the_shunts_tolerance_the_gain_is_unknown(bench: Bench) -> None:
     bench.put("ina226")
-    [assumed] = bench.meter("ina226").open()
-    [said] = bench.meter("ina226", shunt_tolerance_percent=0.1).open()
-    assert assumed.gain_error is not None
-    assert said.gain_error is not None
-    assert assumed.gain_error - said.gain_error == pytest.approx(0.009)
-    assert "(assumed)" in assumed.accuracy_source
-    assert "(assumed)" not in said.accuracy_source
+    [unsaid] = bench.meter("ina226", shunt_tolerance_percent=None).open()
+    assert unsaid.gain_error is None
+    assert unsaid.offset_error_w is not None
+    assert "tolerance is not in the profile" in unsaid.accuracy_source
+    errors = []
+    for percent in (0.1, 1):
+        [said] = bench.meter("ina226", shunt_tolerance_percent=percent).open()
+        assert f"shunt ± {percent} %" in said.accuracy_source
+        errors.append(said.gain_error)
+    assert errors[1] - errors[0] == pytest.approx(0.009)
 
 
 def test_three_channels_of_an_ina3221_take_turns(bench: Bench) -> None:
