@@ -266,10 +266,7 @@ class Ina(Meter):
             f"{self.where()}, shunt {ohm * 1e3:g} mΩ",
             period_s=chip.period_s,
             resolution=chip.shunt_step / ohm * volts,
-            gain_error=chip.shunt_gain
-            + chip.bus_gain
-            + chip.bus_offset_v / volts
-            + tolerance / 100,
+            gain_error=None if tolerance is None else chip_gain + tolerance / 100,
             offset_error_w=chip.shunt_offset_v / ohm * volts,
             lag_s=self.poll_s,
             averaging_s=chip.period_s,

@@ -76,9 +76,12 @@ SENSORS: Dict[Tuple[int, int], Sensor] = {
     (9, 0): Sensor("Hopper", 0.1, 0.025, _PAPER),
 }
 
+#: Has Hopper's compute capability, and a window of its own.
+GRACE_HOPPER = Sensor("Grace Hopper", 0.1, 0.02, _PAPER)
+
 #: For every other board: the least attentive sensor that is known.
 UNKNOWN = Sensor(
-    "unknown", 0.1, 0.025, "nothing is published for this GPU; as the worst known (" + _PAPER + ")"
+    "unknown", 0.1, 0.02, "nothing is published for this GPU; as the worst known (" + _PAPER + ")"
 )
 
 #: Names of NVML's own errors -> our code and what mends it.
@@ -160,6 +163,8 @@ class Nvml(Meter):
             call(nvml, self.label, nvml.nvmlDeviceGetCudaComputeCapability, self.handle)
         )
         sensor = SENSORS.get(capability, UNKNOWN)
+        if sensor.name == "Hopper" and "GH200" in name:
+            sensor = GRACE_HOPPER
         self.queries = [query for query in ("counter", "instant") if self.supports(query)]
         if "instant" not in self.queries and self.supports("usage"):
             self.queries.append("usage")

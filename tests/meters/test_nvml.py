@@ -14,7 +14,7 @@ import pytest
 
 from edgebench.meters import nvml as module
 from edgebench.meters.base import Meter, MeterError, make_meter
-from edgebench.meters.nvml import SENSORS, UNKNOWN, Nvml
+from edgebench.meters.nvml import GRACE_HOPPER, SENSORS, UNKNOWN, Nvml
 from tests.meters import fake_nvml
 from tests.meters.fake_nvml import Gpu, Steps, World
 
@@ -100,6 +100,11 @@ def test_hopper_and_ga100_declare_that_they_look_a_quarter_of_the_time(world: Wo
         assert "2312.02741" in power.accuracy_source
 
 
+def test_grace_hopper_looks_a_fifth_of_the_time(world: World) -> None:
+    replace(world, name="NVIDIA GH200 480GB")
+    assert [channel.duty for channel in meter().open()] == pytest.approx([0.2, 0.2])
+
+
 def test_a_turing_looks_always_and_volta_half_of_the_time(world: World) -> None:
     replace(world, architecture=6, capability=(7, 5), mig=None)
     assert meter().open()[1].duty == 1.0
@@ -112,7 +117,8 @@ def test_a_gpu_of_which_nothing_is_published_counts_as_the_worst_and_says_so(wor
     replace(world, **RTX_4090)
     power = meter().open()[1]
     assert (8, 9) not in SENSORS
-    assert power.duty == UNKNOWN.duty == min(sensor.duty for sensor in SENSORS.values())
+    worst = min(sensor.duty for sensor in (*SENSORS.values(), GRACE_HOPPER))
+    assert power.duty == UNKNOWN.duty == worst
     assert "nothing is published" in power.accuracy_source
 
 
