@@ -13,10 +13,10 @@ from edgebench.meters.base import MeterError, Option, clock
 
 #: For instruments whose maker's figure edgebench does not know: it stands in the profile.
 ACCURACY: Dict[str, Option] = {
-    "gain_error": Option(
-        (int, float), "bound of its relative error by the data sheet of your model (0.01 = ± 1 %)"
+    "accuracy_percent": Option(
+        (int, float), "bound of its relative error (1 = ± 1 %), by the data sheet of your model"
     ),
-    "offset_error_w": Option((int, float), "bound of its absolute error in W, likewise"),
+    "accuracy_w": Option((int, float), "bound of its absolute error in W, likewise"),
 }
 
 #: Two quartz clocks differ by less than this (each ± 50 ppm, and some for temperature).
@@ -41,8 +41,10 @@ def accuracy(options: Mapping[str, Any], unknown: str) -> Dict[str, Any]:
             raise MeterError("bad-option", f"{name} is a bound: it can't be {value}")
     if all(value is None for value in stated.values()):
         return {"accuracy_source": unknown}
+    percent, watts = stated["accuracy_percent"], stated["accuracy_w"]
     return {
-        **{name: None if value is None else float(value) for name, value in stated.items()},
+        "gain_error": None if percent is None else percent / 100,
+        "offset_error_w": None if watts is None else float(watts),
         "accuracy_source": "stated in the device's profile",
     }
 

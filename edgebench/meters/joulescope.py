@@ -45,7 +45,7 @@ ENERGY_STEP_J = 2.0**-27
 WAITING = 60_000
 
 UNKNOWN_ACCURACY = (
-    "differs by range; the data sheet was not at hand. Put your instrument's into gain_error"
+    "differs by range; the data sheet was not at hand. Put your instrument's into accuracy_percent"
 )
 
 

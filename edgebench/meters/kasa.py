@@ -64,7 +64,7 @@ KEYS = {
     "total": (("total_wh", 1), ("total", 1e-3)),
 }
 
-UNKNOWN_ACCURACY = "not published by TP-Link. Put your model's into gain_error if you know it"
+UNKNOWN_ACCURACY = "not published by TP-Link. Put your model's into accuracy_percent if you know it"
 
 
 def encrypt(text: bytes) -> bytes:

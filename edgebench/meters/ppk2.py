@@ -88,7 +88,7 @@ ALIGN_SAMPLES = 16
 GATHER_S = 0.004
 
 UNKNOWN_ACCURACY = (
-    "Nordic's figure differs by range and is not known here. Put yours into gain_error"
+    "Nordic's figure differs by range and is not known here. Put yours into accuracy_percent"
 )
 
 

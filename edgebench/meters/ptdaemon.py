@@ -61,7 +61,7 @@ HEADER = re.compile(r"^Last (\d+) samples", re.IGNORECASE)
 
 UNKNOWN_ACCURACY = (
     "depends on the analyser and its ranges (SPEC accepts at most 1 % uncertainty). Put yours into "
-    "gain_error"
+    "accuracy_percent"
 )
 
 
@@ -174,15 +174,15 @@ class Ptdaemon(Meter):
         return [(0, told_ns + offset_ns, watts) for told_ns, watts in samples]
 
     def _unwrapped(self, told_ns: int) -> int:
-        """Time of day, going on over midnight; a clock that was set begins anew."""
+        """Time of day, always going on: over midnight, and where its clock is set.
+
+        A clock that is set forward, or back (a day less that much forward), makes later samples
+        seem to arrive early: ``ArrivalClock`` then takes the new offset.
+        """
         if self._last_ns is not None:
-            days, last_of_day = divmod(self._last_ns, DAY_NS)
-            step_ns = (told_ns - last_of_day) % DAY_NS
-            told_ns += days * DAY_NS
+            told_ns += self._last_ns // DAY_NS * DAY_NS
             if told_ns < self._last_ns:
                 told_ns += DAY_NS
-            if step_ns > SILENT_INTERVALS * self._interval_ms * 10**6 + TIMEOUT_S * 1e9:
-                self._times.restart()
         self._last_ns = told_ns
         return told_ns
 

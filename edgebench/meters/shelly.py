@@ -59,7 +59,7 @@ POWER_FACTOR_SLACK, POWER_SLACK_W = 1.5, 5.0
 LARGEST_ANSWER = 1 << 16
 
 UNKNOWN_ACCURACY = (
-    "differs by model; not in Shelly's API documentation. Put your model's into gain_error"
+    "differs by model; not in Shelly's API documentation. Put your model's into accuracy_percent"
 )
 
 

@@ -22,7 +22,9 @@ from edgebench.measure.host_meters import HostSampling, read_spool, to_device_cl
 from edgebench.meters.base import MeterError
 from edgebench.meters.sampler import EVENTS, READINGS, RECORD
 from edgebench.recording import Clock, MeterChannel
+from tests.meters.servers.analyser import PtDaemon
 from tests.meters.servers.plugs import KasaPlug, ShellyPlug
+from tests.meters.servers.profiler import Profiler, samples
 
 MS = 1_000_000
 HOUR = 3600 * 10**9
@@ -83,6 +85,32 @@ def test_several_meters_are_read_and_what_they_are_is_kept(
         assert kind in MeterChannel.model_validate(channel).source
         assert spooled.meters[number]["poll_s"] > 0
         assert "failure" not in spooled.meters[number]
+
+
+def test_a_stream_and_an_analyser_are_read_side_by_side(tmp_path: Path) -> None:
+    pytest.importorskip("serial")
+    kit, daemon = Profiler(stream=samples([1000] * 6400)), PtDaemon()
+    try:
+        specs = [
+            {"kind": "ppk2", "port": kit.port, "mode": "ampere", "voltage_mv": 5000},
+            {"kind": "ptdaemon", "host": daemon.host},
+        ]
+        sampling = HostSampling(specs, tmp_path)
+        sampling.start()
+        wait_for(lambda: daemon.commands.count("RL") >= 1)
+        daemon.sample("15:05:14.313", "22.970000")
+        wait_for(lambda: len(values(tmp_path, 0)) >= 500 and values(tmp_path, 1))
+        sampling.stop()
+        assert kit.commands[-1] == b"\x07"
+        assert daemon.commands[-1] == "Stop"
+    finally:
+        kit.close()
+        daemon.close()
+    assert len(set(values(tmp_path, 0))) == 1
+    assert values(tmp_path, 1) == [22.97]
+    readings = read_spool(tmp_path).readings
+    times = readings["t_ns"][readings["meter"] == 0]
+    assert (np.diff(times) > 0).all()
 
 
 def test_a_meter_that_fails_says_why_and_the_other_goes_on(

@@ -164,6 +164,13 @@ def test_lost_samples_are_counted_and_their_block_is_left_out() -> None:
     assert blocks.lost == 5
 
 
+def test_after_a_gap_nothing_from_before_it_is_mixed_in() -> None:
+    blocks = blocks_of()
+    blocks.take(samples([1000] * 20, range_=3), 10**9)
+    found = blocks.take(samples([1000] * 10, range_=4, first=30), 10**9 + 10**6)
+    assert [mean for _, mean in found] == pytest.approx([expected_amperes(1000, 4, 3.7)])
+
+
 def test_a_lost_byte_is_found_again() -> None:
     blocks = blocks_of()
     data = samples([1000] * 400)

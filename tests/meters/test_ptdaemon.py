@@ -97,13 +97,16 @@ def test_time_goes_on_over_midnight(daemons: Daemons, meters: Meters) -> None:
     assert [b - a for a, b in pairwise(times)] == [10**9, 10**9]
 
 
-def test_a_clock_that_is_set_back_does_not_move_readings(daemons: Daemons, meters: Meters) -> None:
+@pytest.mark.parametrize("then", ["14:00:01.000", "14:59:59.000", "15:00:30.000", "18:00:00.000"])
+def test_a_clock_that_is_set_does_not_move_readings(
+    daemons: Daemons, meters: Meters, then: str
+) -> None:
     daemon = daemons()
     meter = meters(daemon)
     meter.open()
     daemon.sample("15:00:00.000", "20.0")
     [first] = meter.read()
-    daemon.sample("14:00:01.000", "20.0")
+    daemon.sample(then, "20.0")
     before = clock()
     [second] = meter.read()
     assert first[1] < before <= second[1] <= clock()
@@ -125,13 +128,22 @@ def test_a_sample_that_comes_late_is_stamped_when_it_happened(
     assert second - first == pytest.approx(1e9, abs=1e6)
 
 
-@pytest.mark.parametrize("watts", ["-1.000000", "nan", "inf", "-22.500000", "overload"])
-def test_what_is_no_power_is_named(daemons: Daemons, meters: Meters, watts: str) -> None:
+@pytest.mark.parametrize(
+    ("watts", "said"),
+    [
+        ("-1.000000", "no power from its analyser"),
+        ("nan", "no power from its analyser"),
+        ("inf", "no power from its analyser"),
+        ("overload", "no power from its analyser"),
+        ("-22.500000", "wrong way round"),
+    ],
+)
+def test_what_is_no_power_is_named(daemons: Daemons, meters: Meters, watts: str, said: str) -> None:
     daemon = daemons()
     meter = meters(daemon)
     meter.open()
     daemon.sample("15:00:00.000", watts)
-    with pytest.raises(MeterError) as caught:
+    with pytest.raises(MeterError, match=said) as caught:
         meter.read()
     assert caught.value.code == "bad-reading"
 

@@ -84,14 +84,14 @@ def test_accuracy_is_unknown_unless_the_profile_states_it(plugs: Plugs) -> None:
     plug = plugs(2)
     [silent] = make_meter(spec(plug)).open()
     assert silent.gain_error is None
-    assert "gain_error" in silent.accuracy_source
-    [stated] = make_meter(spec(plug, gain_error=0.01)).open()
+    assert "accuracy_percent" in silent.accuracy_source
+    [stated] = make_meter(spec(plug, accuracy_percent=1)).open()
     assert (stated.gain_error, stated.offset_error_w) == (0.01, None)
     assert "profile" in stated.accuracy_source
 
 
 def test_a_negative_bound_is_refused(plugs: Plugs) -> None:
-    assert refusal(plugs(2), gain_error=-0.01).code == "bad-option"
+    assert refusal(plugs(2), accuracy_percent=-1).code == "bad-option"
 
 
 def test_a_relay_that_is_off_is_refused_not_read_as_zero(plugs: Plugs) -> None:
