@@ -319,6 +319,9 @@ class Nvml(Meter):
             return float(call(nvml, self.label, nvml.nvmlDeviceGetPowerUsage, self.handle)) / 1e3
         fields = [FIELD_POWER_INSTANT]
         field = call(nvml, self.label, nvml.nvmlDeviceGetFieldValues, self.handle, fields)[0]
+        if field.nvmlReturn == nvml.NVML_ERROR_INVALID_ARGUMENT:
+            # A driver from before 530 does not know the field's number.
+            raise MeterError("not-supported", f"{self.label}: the driver knows no instant power")
         if field.nvmlReturn != nvml.NVML_SUCCESS:
             raise told(nvml, self.label, nvml.NVMLError(field.nvmlReturn))
         return float(field.value.uiVal) / 1e3

@@ -133,6 +133,11 @@ def test_without_the_instant_field_the_power_is_the_mean_of_a_second_from_ampere
     assert meter().open()[1].averaging_s == 0.025
 
 
+def test_a_driver_that_does_not_know_the_instant_field_is_asked_for_the_other(world: World) -> None:
+    world.gpus[0].faults[186] = 2
+    assert "nvmlDeviceGetPowerUsage" in meter().open()[1].source
+
+
 def test_a_gpu_older_than_volta_has_power_alone(world: World) -> None:
     replace(world, architecture=4, capability=(6, 1), counter=False, instant=False, mig=None)
     nvml = meter()
