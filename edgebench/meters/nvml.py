@@ -320,7 +320,7 @@ class Nvml(Meter):
         fields = [FIELD_POWER_INSTANT]
         field = call(nvml, self.label, nvml.nvmlDeviceGetFieldValues, self.handle, fields)[0]
         if field.nvmlReturn == nvml.NVML_ERROR_INVALID_ARGUMENT:
-            # A driver from before 530 does not know the field's number.
+            # An older driver does not know the field's number.
             raise MeterError("not-supported", f"{self.label}: the driver knows no instant power")
         if field.nvmlReturn != nvml.NVML_SUCCESS:
             raise told(nvml, self.label, nvml.NVMLError(field.nvmlReturn))
