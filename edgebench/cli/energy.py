@@ -181,11 +181,9 @@ def _show(run: str, results: Path | None) -> None:
     """The run's rows, as `edgebench table RUN` prints them."""
     import edgebench.api
     from edgebench.cli.run import print_tables
-    from edgebench.results.attachments import Attachments
     from edgebench.results.tables import build
 
-    store = edgebench.api.store(results)
-    loaded = Attachments.beside(store.root).onto(store.load(run))
+    loaded = edgebench.api.store(results).load(run)
     tables = build([loaded], include_emulated=True)
     print_tables(tables, edgebench.api.results_dir(results) / "tables", as_json=False)
 

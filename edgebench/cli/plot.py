@@ -34,10 +34,8 @@ def plot(
     import edgebench.api
     from edgebench.cli.output import say_json
     from edgebench.report.power_trace import draw
-    from edgebench.results.attachments import Attachments
 
-    store = edgebench.api.store(results)
-    loaded = Attachments.beside(store.root).onto(store.load(run))
+    loaded = edgebench.api.store(results).load(run)
     directory = out or edgebench.api.results_dir(results) / "figures" / loaded.id
     paths = draw(loaded, directory, channel=channel)
     if as_json:
