@@ -1,8 +1,7 @@
 """A run's power over time: windows, idle stretches and inferences as they were, on one clock.
 
 Above, the whole run; below, one energy window and what surrounds it. A counter is drawn as its
-differences from one update to the next, since that is all that it says. Where readings are denser
-than the figure, the lowest and the highest of each column are drawn, so that no peak is lost.
+differences from one update to the next (``edgebench.report.readings``).
 
 Needs matplotlib (``pip install 'edgebench[report]'``), which is imported when something is drawn.
 """
@@ -12,21 +11,18 @@ from __future__ import annotations
 import io
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgebench.artifact import Manifest
-from edgebench.energy import HOLE, EnergyError, EnergyFigures, measure
 from edgebench.errors import InputError
-from edgebench.recording import PHASES, MeterChannel, MeterRecord, Recording
+from edgebench.recording import PHASES, Recording
+from edgebench.report.readings import Floats, Trace, broken_at_holes, envelope, traces, zero_ns
 from edgebench.results.atomic import replace_files
 from edgebench.results.encoding import Loaded
-from edgebench.results.energy_rows import source_of, windows_of
 from edgebench.results.rows import artifact_label
 
 if TYPE_CHECKING:
@@ -34,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from edgebench.stats import Estimate
-
-Floats = npt.NDArray[np.float64]
 
 #: Colours that people with any colour vision tell apart, and that differ in lightness: M. Okabe and
 #: K. Ito, "Color Universal Design" (2008). Black is the trace's, yellow is too light for lines.
@@ -51,18 +45,6 @@ _SIZE_INCHES = (10.0, 7.2)
 _DPI = 150
 
 
-@dataclass(frozen=True)
-class Trace:
-    """A channel's readings, ready to be drawn: [n] seconds since the run began, and W."""
-
-    meter: MeterRecord
-    channel: MeterChannel
-    t_s: Floats
-    watts: Floats
-    #: For each artifact its figures, or the reason why there are none.
-    figures: tuple[EnergyFigures | str, ...]
-
-
 def draw(loaded: Loaded, directory: Path, *, channel: str | None = None) -> list[Path]:
     """Draw the power of a run: ``power-<channel>.png`` and ``.pdf`` for each channel.
 
@@ -76,25 +58,25 @@ def draw(loaded: Loaded, directory: Path, *, channel: str | None = None) -> list
         StorageError: the figures can't be written.
     """
     _require_matplotlib()
-    traces = list(_traces(loaded))
-    if not traces:
+    found = list(traces(loaded))
+    if not found:
         raise InputError(
             f"the run has no readings to draw: {_why_none(loaded.recording)}",
             where=loaded.id,
             fix="`edgebench meters` lists what could measure it; `edgebench energy attach` brings "
             "the trace of any other meter.",
         )
-    names = [trace.channel.name for trace in traces]
+    names = [trace.channel.name for trace in found]
     if channel is not None:
-        traces = [trace for trace in traces if trace.channel.name == channel]
-        if not traces:
+        found = [trace for trace in found if trace.channel.name == channel]
+        if not found:
             raise InputError(
                 f"the run has no readings of a channel {channel!r}",
                 where=loaded.id,
                 fix=f"It has: {', '.join(dict.fromkeys(names))}.",
             )
     files: dict[str, bytes] = {}
-    for trace in traces:
+    for trace in found:
         stem = _stem(trace.channel.name, files)
         for kind, data in _rendered(figure(loaded, trace)).items():
             files[f"{stem}.{kind}"] = data
@@ -142,72 +124,6 @@ def _rendered(drawn: Figure) -> dict[str, bytes]:
     return found
 
 
-# ----------------------------------------------------------------------------------- readings
-
-
-def _traces(loaded: Loaded) -> Iterator[Trace]:
-    """Every channel with readings: attached traces first, as the tables have it."""
-    for attached in loaded.attached:
-        yield from _of_meter(loaded, 0, attached.meter, attached.readings)
-    for number, meter in enumerate(loaded.recording.meters):
-        yield from _of_meter(loaded, number, meter, loaded.readings)
-
-
-def _of_meter(
-    loaded: Loaded, number: int, meter: MeterRecord, readings: Mapping[str, npt.NDArray[Any]]
-) -> Iterator[Trace]:
-    zero_ns = _zero_ns(loaded.recording)
-    for index, channel in enumerate(meter.channels):
-        here = (readings["meter"] == number) & (readings["channel"] == index)
-        t_ns, value = readings["t_ns"][here], readings["value"][here]
-        t_s, watts = power_over_time(channel, (t_ns - zero_ns) / 1e9, value)
-        if t_s.size:
-            figures = tuple(_figures(loaded.recording, meter, channel, t_ns, value))
-            yield Trace(meter, channel, t_s, watts, figures)
-
-
-def _zero_ns(recording: Recording) -> int:
-    return min(launch.started_ns for launch in recording.launches)
-
-
-def power_over_time(channel: MeterChannel, t_s: Floats, value: Floats) -> tuple[Floats, Floats]:
-    """Seconds and watts of a channel; of a counter its mean power from one update to the next.
-
-    A mean stands at the end of its stretch. Readings that are no numbers are left out; where a
-    counter goes back without being known to wrap, the power there is unknown (NaN).
-    """
-    there = np.isfinite(value)
-    t_s, value = t_s[there], value[there].astype(np.float64)
-    if channel.quantity == "power" or t_s.size < 2:
-        return (t_s, value) if channel.quantity == "power" else (t_s[:0], value[:0])
-    moved = np.append(True, np.diff(value) != 0)
-    t_s, value = t_s[moved], value[moved]
-    steps = np.diff(value)
-    if channel.wrap_j is not None:
-        steps = np.where(steps < 0, steps + channel.wrap_j, steps)
-    steps = np.where(steps < 0, np.nan, steps)
-    return t_s[1:], steps / np.diff(t_s)
-
-
-def _figures(
-    recording: Recording,
-    meter: MeterRecord,
-    channel: MeterChannel,
-    t_ns: npt.NDArray[np.int64],
-    value: Floats,
-) -> Iterator[EnergyFigures | str]:
-    bound_s = meter.alignment.bound_ns / 1e9 if meter.alignment else 0.0
-    for index in range(len(recording.artifacts)):
-        windows, idle = windows_of(recording, index)
-        try:
-            yield measure(source_of(channel, bound_s), t_ns, value, windows, idle)
-        except EnergyError as error:
-            yield error.message
-
-
-# ------------------------------------------------------------------------------------ drawing
-
-
 def figure(loaded: Loaded, trace: Trace) -> Figure:
     """The figure of one channel."""
     from matplotlib.figure import Figure
@@ -247,7 +163,7 @@ def figure(loaded: Loaded, trace: Trace) -> Figure:
 
 def _whole(recording: Recording, trace: Trace) -> tuple[float, float]:
     """The run from its first launch to its last, and not what a long trace has beside it."""
-    zero = _zero_ns(recording)
+    zero = zero_ns(recording)
     end = (max(launch.ended_ns for launch in recording.launches) - zero) / 1e9
     margin = 0.02 * end
     begin, last = float(trace.t_s[0]), float(trace.t_s[-1])
@@ -256,7 +172,7 @@ def _whole(recording: Recording, trace: Trace) -> tuple[float, float]:
 
 def _zoom(recording: Recording) -> tuple[tuple[float, float], str] | None:
     """A window in the middle of the run, with as much again on either side."""
-    zero = _zero_ns(recording)
+    zero = zero_ns(recording)
     windows = [
         (launch, each)
         for launch in recording.launches
@@ -277,7 +193,7 @@ def _zoom(recording: Recording) -> tuple[tuple[float, float], str] | None:
 
 def _draw_spans(axes: Axes, recording: Recording, view: tuple[float, float]) -> None:
     """Windows in their artifact's colour, idle stretches in grey."""
-    zero = _zero_ns(recording)
+    zero = zero_ns(recording)
     for launch in recording.launches:
         for begin_ns, end_ns in launch.idle_ns:
             begin, end = (begin_ns - zero) / 1e9, (end_ns - zero) / 1e9
@@ -314,8 +230,8 @@ def _draw_power(axes: Axes, trace: Trace, view: tuple[float, float]) -> None:
     first, last = np.searchsorted(trace.t_s, [begin, end])
     # One reading beyond either edge, so that the line goes on to it.
     here = slice(max(0, int(first) - 1), int(last) + 1)
-    t_s, watts = _broken_at_holes(trace.t_s[here], trace.watts[here])
-    t_s, watts = _envelope(t_s, watts)
+    t_s, watts = broken_at_holes(trace.t_s[here], trace.watts[here])
+    t_s, watts = envelope(t_s, watts, _COLUMNS)
     averaged = trace.channel.quantity == "energy"
     dots = "." if t_s.size <= 150 else None
     axes.plot(
@@ -332,30 +248,6 @@ def _draw_power(axes: Axes, trace: Trace, view: tuple[float, float]) -> None:
     if shown.size:
         low, high = min(0.0, float(shown.min())), float(shown.max())
         axes.set_ylim(low, high + 0.08 * (high - low) if high > low else 1.0)
-
-
-def _broken_at_holes(t_s: Floats, watts: Floats) -> tuple[Floats, Floats]:
-    """A line is not drawn where nothing was read."""
-    if t_s.size < 3:
-        return t_s, watts
-    gaps = np.diff(t_s)
-    holes = np.flatnonzero(gaps > HOLE * np.median(gaps))
-    return np.insert(t_s, holes + 1, t_s[holes]), np.insert(watts, holes + 1, np.nan)
-
-
-def _envelope(t_s: Floats, watts: Floats) -> tuple[Floats, Floats]:
-    """The lowest and the highest reading of each column, where a column holds several."""
-    if t_s.size <= 2 * _COLUMNS:
-        return t_s, watts
-    parts = np.array_split(np.arange(t_s.size), _COLUMNS)
-    kept: list[int] = []
-    for part in parts:
-        inside = part[np.isfinite(watts[part])]
-        if inside.size:
-            kept += [int(inside[np.argmin(watts[inside])]), int(inside[np.argmax(watts[inside])])]
-        kept += [int(i) for i in part[~np.isfinite(watts[part])][:1]]
-    order = np.unique(kept)
-    return t_s[order], watts[order]
 
 
 def _draw_levels(axes: Axes, trace: Trace) -> None:
@@ -377,7 +269,7 @@ def _level(axes: Axes, estimate: Estimate, colour: str, style: str) -> None:
 
 def _draw_calls(axes: Axes, loaded: Loaded, view: tuple[float, float]) -> None:
     """A lane an artifact: a tick a call, or bars where ticks would run together."""
-    samples, zero = loaded.samples, _zero_ns(loaded.recording)
+    samples, zero = loaded.samples, zero_ns(loaded.recording)
     counted = samples["phase"] != PHASES.index("warmup")
     begin = (samples["start_ns"] - zero) / 1e9
     end = begin + samples["duration_ns"] / 1e9

@@ -16,14 +16,11 @@ from edgebench.recording import MeterChannel, MeterFailure
 from edgebench.report.power_trace import (
     COLOURS,
     TRACE,
-    _broken_at_holes,
-    _envelope,
     _merged,
     draw,
     figure,
-    power_over_time,
 )
-from edgebench.report.power_trace import _traces as traces
+from edgebench.report.readings import broken_at_holes, envelope, power_over_time, traces
 from edgebench.results.encoding import Attached, Loaded
 from edgebench.results.store import Store
 from tests.results.energy_recordings import BOARD, COUNTER, World
@@ -155,14 +152,14 @@ def test_a_wrap_is_undone_and_a_reset_is_unknown():
 
 def test_nothing_is_drawn_across_a_hole():
     t = np.array([0.0, 1, 2, 3, 13, 14, 15])
-    _, watts = _broken_at_holes(t, np.ones(7))
+    _, watts = broken_at_holes(t, np.ones(7))
     assert np.isnan(watts).tolist() == [False] * 4 + [True] + [False] * 3
 
 
 def test_no_peak_is_lost_where_readings_are_dense():
     watts = np.random.default_rng(0).uniform(1, 2, 200_000)
     watts[123_456], watts[77_777] = 9.0, 0.1
-    t, kept = _envelope(np.arange(200_000.0), watts)
+    t, kept = envelope(np.arange(200_000.0), watts, 1600)
     assert kept.size < 5000
     assert (kept.max(), kept.min()) == (9.0, 0.1)
     assert np.all(np.diff(t) > 0)
