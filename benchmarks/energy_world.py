@@ -275,22 +275,27 @@ class Cell:
 
     ``accuracy``: "fine" is a laboratory meter (gain within 0.1 to 0.5 %, fine steps), "coarse" a
     built-in one (gain within 1 to 5 %, offset up to 2 % of the load, steps up to 2 % of it).
+    ``launches``: "apart" differ as processes do; of "alike" ones nothing is left to see but the
+    sensor's own errors and a drift.
     """
 
     period_s: float
     duty: float
     quantity: str
     accuracy: str
+    launches: str = "apart"
 
 
 PERIODS_S = (0.001, 0.01, 0.1, 1.0)
 DUTIES = (0.25, 0.5, 1.0)
 QUANTITIES = ("power", "energy")
 ACCURACIES = ("fine", "coarse")
+LAUNCHES = ("apart", "alike")
 GRID = tuple(
-    Cell(period, duty, quantity, accuracy)
+    Cell(period, duty, quantity, accuracy, launches)
     for quantity in QUANTITIES
     for accuracy in ACCURACIES
+    for launches in LAUNCHES
     for duty in DUTIES
     for period in PERIODS_S
 )
@@ -324,12 +329,14 @@ def draw(cell: Cell, rng: np.random.Generator) -> tuple[Device, Shape, Sensor]:
     )
     polled = rng.integers(3)
     poll = (None, period / rng.uniform(2, 5), period * rng.uniform(1, 1.6))[polled]
-    shortest = energy.shortest_window_s(source, spacing_s=max(period, (poll or 0) * 1.1))
-    window = shortest * rng.uniform(0.8, 2.5)
-    idle = max(0.5 * window, 2.5 * energy.guard_s(source) + 12 * period)
+    # As long as the source asks for, by its readings or by a counter's steps at that power.
+    apart = max(period, 1.1 * (poll or 0))
+    busy, quiet = (apart if power else max(apart, step / watts) for watts in (load, 0.9 * low))
+    window = energy.shortest_window_s(source, spacing_s=busy) * rng.uniform(1, 2.5)
+    idle = energy.shortest_window_s(source, 0.05, quiet) * rng.uniform(1, 1.5)
     rest = rng.uniform(0.05, 0.3) * window
-    launches = int(rng.choice([3, 4, 5, 5, 5, 6, 8]))
-    shape = Shape(launches, int(rng.integers(2, 5)), window, idle, rest)
+    number = int(rng.choice([3, 4, 5, 5, 5, 6, 8]))
+    shape = Shape(number, int(rng.integers(2, 5)), window, idle, rest)
     device = Device(
         load_w=load,
         idle_w=low,
@@ -344,6 +351,10 @@ def draw(cell: Cell, rng: np.random.Generator) -> tuple[Device, Shape, Sensor]:
         other_w=load * rng.uniform(0.5, 1.5) * (rng.random() < 0.5),
         decay_s=rest / rng.uniform(6, 12) * (rng.random() < 0.5),
     )
+    if cell.launches == "alike":
+        device = replace(
+            device, launch_power=0.0, launch_time=0.0, launch_idle=0.0, window_power=0.0
+        )
     if not power and rng.random() < 0.3:
         # It wraps within the run, but not oftener than it is read.
         wrap = max(load * window * rng.uniform(0.7, 3), 1100.0)

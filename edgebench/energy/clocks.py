@@ -14,7 +14,7 @@ from edgebench.energy.source import EnergyError
 from edgebench.energy.trace import Floats
 
 #: Largest drift of two clocks that is no step: the frequency tolerance that NTP corrects
-#: (RFC 5905, figure 18 and section 11.3: MAXFREQ, 500 parts in a million).
+#: (RFC 5905, MAXFREQ of its code skeleton: 500 parts in a million).
 CLOCK_DRIFT = 500e-6
 
 

@@ -92,7 +92,7 @@ def spans_covered(trace: Trace, spans: Spans) -> npt.NDArray[np.bool_]:
     gaps = np.diff(trace.read)
     holes = np.flatnonzero(gaps > limit)
     wrap = trace.source.wrap_j
-    watts = trace.joules[-1] / (trace.t[-1] - trace.t[0]) if wrap else 0.0
+    watts = trace.joules[-1] / max(trace.t[-1] - trace.t[0], 1e-12) if wrap else 0.0
     for hole in holes:
         begin, end = trace.read[hole], trace.read[hole + 1]
         touched = (spans.inner_begin < end) & (spans.inner_end > begin)

@@ -156,7 +156,7 @@ def step_bound(source: Source, samples: Floats) -> float:
 
     Half a step for a constant load. Noise of standard deviation s that is rounded with it averages
     the error out by exp(-2 pi^2 (s/step)^2), the characteristic function of the noise at the
-    quantiser's frequency (B. Widrow and I. Kollár, Quantization Noise, 2008, chapters 4 and 19).
+    quantiser's frequency (B. Widrow and I. Kollár, Quantization Noise, 2008).
     """
     step = source.resolution
     if source.quantity != "power" or step <= 0:

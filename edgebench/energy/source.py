@@ -106,19 +106,26 @@ def guard_s(source: Source, spacing_s: float | None = None) -> float:
 def shortest_window_s(
     source: Source, relative: float = PLANNED_RELATIVE, spacing_s: float | None = None
 ) -> float:
-    """The shortest window that the source supports (s): W = 2 m + max(N T, z u sqrt(2) / r).
+    """The shortest window that the source supports (s): W = 2 m + max(N D, z u sqrt(2) / r).
 
-    m is ``guard_s``, r the relative error of one window's mean power (95 %, z = 1.96) by the
-    moments of the readings at both its ends, u^2 = (T^2 + lag^2) / 12 as both are uniform, T the
-    period or the readings' distance where that is longer, N = 10. At 2 % that is about 40 T + 2 m:
-    4.4 s for NVML's counter, which moves about every 100 ms.
+    m is ``guard_s``, D the distance of two new values, N = max(10, 0.4 / r), so that a length that
+    was planned (2 %) is well above what is refused (5 %). r is the relative error of one window's
+    mean power (95 %, z = 1.96) by the moments of the readings at both its ends. The age of a value
+    and the lag are uniform: u^2 = (T^2 + lag^2) / 12, T the source's period. Power that is read
+    more seldom than it changes has D for T: the time between is not seen. At 2 % that is about
+    40 T + 2 m: 4.4 s for NVML's counter, which moves about every 100 ms.
+
+    Args:
+        relative: r. spacing_s: usual distance of two readings, or of a counter's steps where that
+            is longer; None: the source's period.
 
     Raises:
         ValueError: relative is not positive.
     """
     if relative <= 0:
         raise ValueError(f"a relative error must be positive, not {relative}")
-    period = max(source.period_s, spacing_s or 0.0)
-    moment = sqrt((period**2 + source.lag_s**2) / 12)
-    inner = max(FEWEST_PERIODS * period, _Z95 * sqrt(2) * moment / relative)
+    distance = max(source.period_s, spacing_s or 0.0)
+    age = distance if source.quantity == "power" else source.period_s
+    moment = sqrt((age**2 + source.lag_s**2) / 12)
+    inner = max(max(FEWEST_PERIODS, 0.4 / relative) * distance, _Z95 * sqrt(2) * moment / relative)
     return 2 * guard_s(source, spacing_s) + inner
