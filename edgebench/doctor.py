@@ -70,7 +70,8 @@ async def examine(device: Device) -> Report:
         reached_ms = (time.perf_counter() - begin) * 1000
         clock = await session.client.clock()
         looked = await session.client.request("state", seconds=LOAD_WINDOW_S)
-        offered = await session.client.request("provider")
+        kind = device.runtime.kind
+        offered = await session.client.request("provider", kind=kind)
         findings = [
             Finding(
                 "ok",
@@ -93,7 +94,7 @@ async def examine(device: Device) -> Report:
         parts = [device.id, known["model"], known["arch"], known["os"]]
         parts.append(f"Python {session.versions['python']}")
         if "runtime" in offered:
-            parts.append(f"onnxruntime {offered['runtime']['version']}")
+            parts.append(f"{kind} {offered['runtime']['version']}")
         return Report(
             device=device.id,
             title=" · ".join(part for part in parts if part),
@@ -135,19 +136,23 @@ def _identity(session: Session) -> Iterator[Finding]:
 
 
 def _runtime(session: Session, offered: dict[str, Any]) -> Iterator[Finding]:
+    spec = session.device.runtime
+    name = "PyTorch" if spec.kind == "torch" else "ONNX Runtime"
     if "missing" in offered:
         yield Finding(
             "FAIL",
-            f"ONNX Runtime does not import there: {offered['missing']}",
-            f"edgebench setup --device {session.device.id}",
+            f"{name} does not import there: {offered['missing']}",
+            f"edgebench setup --device {session.device.id}"
+            if spec.kind == "onnxruntime"
+            else "Install torch and transformers for its hardware (https://pytorch.org/get-started).",
         )
         return
-    wanted = PROVIDERS[session.device.runtime.provider]
+    wanted = spec.provider if spec.kind == "torch" else PROVIDERS[spec.provider]
     has = offered["runtime"]["providers"]
     if wanted not in has:
         yield Finding(
             "FAIL",
-            f"ONNX Runtime {offered['runtime']['version']} there has no {wanted}",
+            f"{name} {offered['runtime']['version']} there has no {wanted}",
             f"It has {', '.join(has)}: install the runtime's build for this hardware.",
         )
         return

@@ -225,8 +225,7 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
         ),
         Code.SOURCES_DISAGREE: Rule(
             _I,
-            "two sources of the same scope disagree: {first} over {second} is {ratio} "
-            "({lo} to {hi})",
+            "two sources of the same scope disagree: {first} over {second} is {ratio}",
             "At least one of them is wrong by more than its data sheet allows.",
             "Check wiring, shunt and units of both; remove the wrong one from the profile.",
         ),

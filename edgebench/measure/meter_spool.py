@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,9 +35,15 @@ def collect_meters(
     for spec, opened, (entry, mine) in _each(device, found, read_spool(spool)):
         meters.append(_record(spec, "device", opened, entry, None))
         readings = _joined(readings, mine, len(meters) - 1)
-    for spec, opened, (entry, mine) in _each(host, found[len(device) :], read_spool(host_spool)):
+    spooled = read_spool(host_spool)
+    # A host that was booted since has another monotonic clock.
+    after = clock_after if spooled.this_boot else None
+    between = None
+    if after is not None and spooled.started_ns is not None:
+        between = (spooled.started_ns, time.perf_counter_ns())
+    for spec, opened, (entry, mine) in _each(host, found[len(device) :], spooled):
         try:
-            mine["t_ns"], alignment = to_device_clock(mine["t_ns"], clock, clock_after)
+            mine["t_ns"], alignment = to_device_clock(mine["t_ns"], clock, after, between)
         except MeterError as error:
             failed = {**entry, "failure": {**error.document(), "t_ns": None}}
             meters.append(_record(spec, "host", opened, failed, None))

@@ -80,10 +80,11 @@ async def plan_meters(session: Session, options: RunOptions) -> MeterPlan:
         return MeterPlan([], [], [], None)
     found = await open_on_device(session, here)
     found += await asyncio.to_thread(open_on_host, host)
+    # The first that delivers fills the row; the others check it where its windows suffice them.
+    first: dict[str, Any] = next((entry for entry in found if entry.get("channels")), {})
     channels = [
-        (MeterChannel.model_validate(channel), float(entry["poll_s"]))
-        for entry in found
-        for channel in entry.get("channels", [])
+        (MeterChannel.model_validate(channel), float(first["poll_s"]))
+        for channel in first.get("channels", [])
     ]
     watched = any("channels" in entry for entry in found[: len(here)])
     rule = energy_rule(options, channels, watched) if channels or options.energy == "on" else None
@@ -93,10 +94,10 @@ async def plan_meters(session: Session, options: RunOptions) -> MeterPlan:
 def energy_rule(
     options: RunOptions, channels: Sequence[tuple[MeterChannel, float]], watched: bool
 ) -> EnergyRule:
-    """Windows that every channel can resolve, and rests that outlast its lag.
+    """Windows that the quickest of a meter's channels resolves, and rests that outlast every lag.
 
     Args:
-        channels: each with the seconds between two reads of it.
+        channels: of the meter that will fill the row, each with the seconds between two reads of it.
         watched: the device reads at least one itself, so that the launch can look at it.
     """
     from edgebench.energy import shortest_window_s
@@ -106,7 +107,8 @@ def energy_rule(
         shortest_window_s(source_of(channel), spacing_s=poll_s) for channel, poll_s in channels
     ]
     lag_s = max((channel.lag_s for channel, _ in channels), default=0.0)
-    window_s = options.energy_window_s or min(max([MIN_WINDOW_S, *needed]), MAX_WINDOW_S)
+    least = max(MIN_WINDOW_S, min(needed, default=0.0))
+    window_s = options.energy_window_s or min(least, MAX_WINDOW_S)
     return EnergyRule(
         window_s=window_s,
         idle_s=window_s,

@@ -346,8 +346,10 @@ async def _store(session: Session, run_id: str, store: Store, report: Reporter) 
         result = await fetch(session, run_id, spool)
         after = await session.client.clock()
         host = host_spool(store, run_id)
-        document, *parts = await asyncio.to_thread(assemble, spool, result, after, host)
-    path = await asyncio.to_thread(store.write, recording_of(document), *parts)
+        document, samples, state, readings = await asyncio.to_thread(
+            assemble, spool, result, after, host
+        )
+    path = await asyncio.to_thread(store.write, recording_of(document), samples, state, readings)
     shutil.rmtree(host, ignore_errors=True)
     report({"event": "stored", "path": str(path)})
 

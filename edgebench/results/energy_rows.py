@@ -20,7 +20,7 @@ from edgebench.results.encoding import Loaded
 from edgebench.stats import Estimate
 
 if TYPE_CHECKING:
-    from edgebench.energy import EnergyFigures, Source, Stretch, Window
+    from edgebench.energy import Agreement, EnergyFigures, Source, Stretch, Window
 
 Row = dict[str, Any]
 
@@ -207,21 +207,24 @@ def _checked(found: list[tuple[Candidate, EnergyFigures]], reasons: list[Reason]
             continue
         check = cross_check(figures, first.source, theirs, other.source)
         if not check.agree:
-            reasons.append(
-                reason(
-                    Code.SOURCES_DISAGREE,
-                    first=first.label,
-                    second=other.label,
-                    ratio=f"{check.ratio.value:.3g}",
-                    lo=f"{check.ratio.lo:.3g}",
-                    hi=f"{check.ratio.hi:.3g}",
-                )
-            )
+            reasons.append(_disagreement(check, first.label, other.label))
         return {
             "cross_check_source": other.label,
             **_estimate("cross_check_ratio", check.ratio),
         }
     return {}
+
+
+def _disagreement(check: Agreement, first: str, second: str) -> Reason:
+    """Beyond both data sheets it voids the figure; where one is silent, it is told."""
+    estimate = check.ratio
+    ratio = f"{estimate.value:.3g} ({estimate.lo:.3g} to {estimate.hi:.3g})"
+    if check.suspect_factor is not None:
+        ratio += f", so that a unit of one of them seems to be off by {check.suspect_factor:g}"
+    elif not check.accuracy_known:
+        what = f"{first} over {second} is {ratio}, and not both publish an accuracy"
+        return reason(Code.ENERGY_NOTE, what=what)
+    return reason(Code.SOURCES_DISAGREE, first=first, second=second, ratio=ratio)
 
 
 def _judge_width(recording: Recording, figures: EnergyFigures, reasons: list[Reason]) -> None:

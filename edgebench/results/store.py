@@ -4,18 +4,13 @@
       01JD…/                 a recording: visible only when complete
       .tmp-01JD…-3f9a1c02/   one that is being written, or whose writer died
 
-A writer fills a hidden directory, fsyncs its files and itself, renames it and fsyncs the parent: on
-POSIX the rename is atomic, so a kill at any instant leaves a whole recording or none. While it
-writes it holds an advisory lock (flock) on the hidden directory. The kernel drops the lock with the
-process, so a hidden directory that can be locked has no writer any more and may be removed.
+How a recording appears all at once is in ``edgebench.results.publish``. What was attached to one
+later (``edgebench.results.attachments``) comes with it when it is read.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
-import secrets
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,13 +19,13 @@ from typing import Any
 
 from edgebench.errors import RecordingError
 from edgebench.recording import Recording
-from edgebench.results.atomic import as_storage_error, fsync_directory, storage_error, write_synced
+from edgebench.results.atomic import storage_error
+from edgebench.results.attachments import Attachments
 from edgebench.results.encoding import Loaded, StateLine, encode, read, read_document
+from edgebench.results.publish import clean, publish
 from edgebench.results.ulid import is_ulid
 
 __all__ = ["Loaded", "Store", "read"]
-
-_TEMPORARY = ".tmp-"
 
 
 @dataclass(frozen=True)
@@ -63,22 +58,7 @@ class Store:
         """
         if not is_ulid(recording.id):
             raise RecordingError("a recording's id must be a ULID", where=recording.id)
-        payload = encode(recording, samples, state, readings)
-        target = self.root / recording.id
-        with as_storage_error(self.root):
-            _make_root(self.root)
-            self.clean()
-            temporary, lock = _claim(self.root, recording.id)
-            try:
-                for name, data in payload.items():
-                    write_synced(temporary / name, data)
-                os.fsync(lock)
-                temporary.rename(target)  # fails where the target exists and is not empty
-                fsync_directory(self.root)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)  # gone already if all went well
-                os.close(lock)
-        return target
+        return publish(self.root, recording.id, encode(recording, samples, state, readings))
 
     def list(self) -> tuple[str, ...]:
         """Ids of all recordings, oldest first.
@@ -113,7 +93,10 @@ class Store:
                 if matches
                 else "`edgebench table` lists all recordings.",
             )
-        return read(self.root / matches[0])
+        return self._read(matches[0])
+
+    def _read(self, name: str) -> Loaded:
+        return Attachments.beside(self.root).onto(read(self.root / name))
 
     def documents(self) -> Iterator[Recording]:
         """The documents of all readable recordings, the newest first, without their samples."""
@@ -126,51 +109,11 @@ class Store:
         loaded, broken = [], []
         for name in self.list():
             try:
-                loaded.append(read(self.root / name))
+                loaded.append(self._read(name))
             except RecordingError as error:
                 broken.append(error)
         return tuple(loaded), tuple(broken)
 
     def clean(self) -> int:
         """Remove what dead writers left; those of live writers stay. Returns how many went."""
-        removed = 0
-        for entry in sorted(self.root.glob(f"{_TEMPORARY}*")):
-            lock = _try_lock(entry)
-            if lock is not None:
-                shutil.rmtree(entry, ignore_errors=True)
-                os.close(lock)
-                removed += 1
-        return removed
-
-
-def _make_root(root: Path) -> None:
-    if not root.is_dir():
-        root.mkdir(parents=True, exist_ok=True)
-        fsync_directory(root.parent)
-
-
-def _claim(root: Path, name: str) -> tuple[Path, int]:
-    """A new hidden directory and a descriptor of it that holds its lock."""
-    while True:
-        temporary = root / f"{_TEMPORARY}{name}-{secrets.token_hex(4)}"
-        temporary.mkdir()
-        lock = _try_lock(temporary)
-        # Between mkdir and the lock another writer's clean() may have taken it for abandoned.
-        if lock is not None:
-            if temporary.exists():
-                return temporary, lock
-            os.close(lock)
-
-
-def _try_lock(directory: Path) -> int | None:
-    """A descriptor holding the directory's lock; None if it is held, gone, or can't be told."""
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(descriptor)
-        return None
-    return descriptor
+        return clean(self.root)

@@ -229,9 +229,14 @@ class TorchRuntime:
             call(bindings[(first + i) % size])
             pairs[2 * i + 1].record()
         self.synchronize()
+        last = 0
         for i in range(count):
-            starts[i] = begin + round(reference.elapsed_time(pairs[2 * i]) * 1e6)
+            start = begin + round(reference.elapsed_time(pairs[2 * i]) * 1e6)
+            # elapsed_time is a 32-bit float: far from the reference it is off by some nanoseconds,
+            # and calls that follow each other at once would overlap.
+            starts[i] = max(start, last)
             durations[i] = round(pairs[2 * i].elapsed_time(pairs[2 * i + 1]) * 1e6)
+            last = int(starts[i]) + int(durations[i])
 
 
 def settings(options: Mapping[str, Any]) -> Dict[str, Any]:

@@ -1,5 +1,7 @@
-"""A power sensor of this machine that is really driven by what a worker does: a tree in the kernel's
-hwmon form whose power is high while a worker process runs and low while it rests."""
+"""A power sensor of this machine that is really driven by what a worker does.
+
+A tree in the kernel's hwmon form whose power is high while a worker runs and low while it rests.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ class PowerWorld:
         current = os.open(self.hwmon / "curr1_input", os.O_WRONLY)
         while not self._stop.wait(0.01):
             watts = BUSY_W if self._busy() else REST_W
-            watts += self._random.uniform(-0.05, 0.05)  # a sensor's last digits never stand still
-            # In place and of one length: a reader that has the file open sees one value or the other.
+            watts += self._random.uniform(-0.05, 0.05)  # its last digits never rest
+            # In place and of one length: who has the file open sees one value or the other.
             os.pwrite(power, f"{watts * 1e6:09.0f}\n".encode(), 0)
             os.pwrite(current, f"{watts / 5 * 1e3:04.0f}\n".encode(), 0)
         os.close(power)
