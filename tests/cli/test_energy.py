@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.measure.bench import Bench
+from edgebench.measure import meters
+from edgebench.measure import run as run_session
+from tests.measure.bench import QUICK, Bench
 from tests.results.energy_recordings import World
 
 WORLD = World(window_s=4.0, idle_s=3.0)
@@ -145,3 +148,39 @@ def test_a_fast_trace_of_an_energy_counter(bench: Bench, run: str):
     assert done.returncode == 0, done.stderr
     rows = json.loads(bench.call("table", run, "--json").stdout)["energy"]
     assert rows[0]["energy_per_inference_j"] == pytest.approx(WORLD.energy_j(0), rel=1e-3)
+
+
+def test_a_real_run_is_found_in_the_trace_of_a_meter_that_saw_it(bench: Bench, monkeypatch):
+    monkeypatch.setattr(meters, "SETTLE_S", 0.2)
+    monkeypatch.setattr(meters, "BLIND_ROUNDS", 2)
+    options = replace(QUICK, launches=2, energy="on", energy_window_s=0.8, min_duration_s=0.5)
+    artifacts = [bench.artifact("a", width=64, layers=4), bench.artifact("b", width=64, layers=2)]
+    recording = run_session(bench.device(), artifacts, bench.store, options)
+    assert recording.power_absent is not None
+    samples = bench.store.load(recording.id).samples
+    # 6 W and 4 W while a model runs, 2 W else, told as means of 20 ms by a clock 3.21 s ahead.
+    begin_ns = int(samples["start_ns"].min()) - 10 * 10**9
+    end_ns = int(samples["start_ns"].max()) + 10 * 10**9
+    knots = np.concatenate([samples["start_ns"], samples["start_ns"] + samples["duration_ns"]])
+    above = np.array([4.0, 2.0])[samples["artifact"]]
+    steps = np.concatenate([above, -above])
+    order = np.argsort(knots, kind="stable")
+    at, level = (knots[order] - begin_ns) / 1e9, np.cumsum(steps[order])
+    joules = np.concatenate([[0.0], np.cumsum(level[:-1] * np.diff(at))])
+    t = np.arange(0, (end_ns - begin_ns) / 1e9, 0.02)
+    watts = 2.0 + np.diff(np.interp(t, at, joules)) / 0.02
+    unix = (begin_ns + recording.clock.offset_ns) / 1e9 + (t[1:] + t[:-1]) / 2 + 3.21
+    path = bench.path / "meter.csv"
+    rows = np.column_stack([unix, watts])
+    np.savetxt(path, rows, delimiter=",", header="TIME,POWER", comments="", fmt="%.6f")
+    words = ("energy", "attach", recording.id, "--trace", path, *COLUMNS, "--scope", "board")
+    done = bench.call(*words, "--json")
+    assert done.returncode == 0, done.stderr
+    alignment = json.loads(done.stdout)["attachment"]["meter"]["alignment"]
+    off_ns = alignment["offset_ns"] - recording.clock.offset_ns - 3_210_000_000
+    assert abs(off_ns) <= alignment["bound_ns"] < 1e8
+    power = json.loads(bench.call("table", recording.id, "--json").stdout)["power"]
+    for row, busy in zip(power, (6.0, 4.0), strict=True):
+        # The model runs nearly all of the time in a window.
+        assert 2.0 + 0.8 * (busy - 2.0) < row["power_average_w"] <= busy + 1e-6
+        assert row["power_idle_w"] == pytest.approx(2.0, abs=0.01)
