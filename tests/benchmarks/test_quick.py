@@ -32,7 +32,7 @@ def run(name: str, *arguments: str, **environment: str) -> subprocess.CompletedP
 
 def test_every_benchmark_is_tried() -> None:
     runnable = {p.stem for p in BENCHMARKS.glob("*.py") if "run_benchmark(__doc__" in p.read_text()}
-    assert runnable == set(EVERY)
+    assert runnable - {"gpu_energy"} == set(EVERY)  # test_gpu_energy.py tries that one
 
 
 @pytest.mark.parametrize("name", EVERY)
