@@ -1,6 +1,6 @@
 """What edgebench's own timing adds to what it times.
 
-Four parts, all in this process, pinned and set up as the agent's worker is.
+Five parts, all in this process, pinned and set up as the agent's worker is.
 
 1. **Our loop beside a bare one.** The agent's ``Lane.turn`` (inputs and outputs bound beforehand)
    and the plainest loop that there is (``begin; session.run(None, feed); end``) take turns on *one
@@ -18,6 +18,9 @@ Four parts, all in this process, pinned and set up as the agent's worker is.
    another CPU where there is one, as in a run: it polls, and reads and spools the state. It is
    stopped and continued between blocks of the same session, in random order; each block under it
    begins with a state reading, so they come more often than in a run. Ratio of medians as in 1.
+5. **A meter at work.** The same with the meters' process, which reads the files of an INA226 in the
+   kernel's form as fast as it ever reads one (200 times a second), on another CPU where there is
+   one. The files are ordinary ones: what an I2C transfer costs besides is the kernel's, and is not here.
 """
 
 from __future__ import annotations
@@ -38,7 +41,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Figure, artifact, at_most, environment, run_benchmark, table, within
+from common import Figure, Refusal, artifact, at_most, environment, run_benchmark, table, within
 
 BLOCK = 8  #: calls a block, as a turn of a run has
 PAIRS = {"int8": 120, "fp32": 60}
@@ -227,10 +230,63 @@ def supervisor(cpus: list[int]) -> Iterator[Callable[[bool], None]]:
             process.wait()
 
 
-def beside_supervisor(model: Model, pairs: int, cpus: list[int], rng: random.Random) -> Ratio:
-    """p50 with the supervisor at work against p50 with it stopped."""
+#: What the kernel's ina2xx driver shows of a chip that converts every millisecond.
+INA226 = {
+    "name": "ina226",
+    "in1_input": "5000",
+    "curr1_input": "800",
+    "power1_input": "4000000",
+    "shunt_resistor": "10000",
+    "update_interval": "1",
+}
+
+
+@contextlib.contextmanager
+def meters(cpus: list[int]) -> Iterator[Callable[[bool], None]]:
+    """The meters' process, reading an INA226; the function lets it run or stops it."""
+    from edgebench.agent import agent
+    from edgebench.measure.host_meters import read_spool
+
+    with tempfile.TemporaryDirectory(prefix="edgebench-bench-") as name:
+        hwmon = Path(name) / "class/hwmon/hwmon0"
+        hwmon.mkdir(parents=True)
+        for file, text in INA226.items():
+            (hwmon / file).write_text(text + "\n")
+        spec = {"kind": "hwmon", "scope": "board", "sysfs": name, "chip": "ina226"}
+        others = [cpu for cpu in agent.available_cpus() if cpu not in cpus]
+        config = Path(name) / "config.json"
+        everywhere = {"directory": name, "cpus": others or None}
+        config.write_text(json.dumps({"meters": [spec], **everywhere}))
+        process = subprocess.Popen(
+            [sys.executable, "-m", "edgebench.meters.sampler", "record", str(config)],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        try:
+            while not len(read_spool(Path(name)).readings["t_ns"]):
+                if process.poll() is not None or "failure" in read_spool(Path(name)).meters.get(
+                    0, {}
+                ):
+                    raise Refusal(f"the meter does not open: {read_spool(Path(name)).meters}")
+                time.sleep(0.05)
+
+            def let(run: bool) -> None:
+                os.kill(process.pid, signal.SIGCONT if run else signal.SIGSTOP)
+
+            yield let
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+Beside = Callable[[list[int]], "contextlib.AbstractContextManager[Callable[[bool], None]]"]
+
+
+def beside(process: Beside, model: Model, pairs: int, cpus: list[int], rng: random.Random) -> Ratio:
+    """p50 with a process at work against p50 with it stopped."""
     calls = max(BLOCK, int(WATCH_BLOCK_S * 1e9 / statistics.median(model.ours(BLOCK))))
-    with supervisor(cpus) as let:
+    with process(cpus) as let:
 
         def side(run: bool) -> Side:
             def block(calls: int) -> list[int]:
@@ -242,7 +298,9 @@ def beside_supervisor(model: Model, pairs: int, cpus: list[int], rng: random.Ran
         return compare(side(True), side(False), pairs, calls, rng)
 
 
-def figures(loops: dict[str, Ratio], recorded_us: float, watched: Ratio) -> list[Figure]:
+def figures(
+    loops: dict[str, Ratio], recorded_us: float, watched: Ratio, metered: Ratio
+) -> list[Figure]:
     """The verdict."""
     return [
         *(
@@ -256,11 +314,14 @@ def figures(loops: dict[str, Ratio], recorded_us: float, watched: Ratio) -> list
             TOLERANCE,
             watched.note,
         ),
+        within(
+            "p50 beside a working meter over p50 without", metered.ratio, TOLERANCE, metered.note
+        ),
     ]
 
 
 def measure(quick: bool) -> list[Figure]:
-    """All four parts."""
+    """All five parts."""
     from edgebench.agent import agent
 
     artifact("int8"), artifact("fp32")
@@ -278,11 +339,14 @@ def measure(quick: bool) -> list[Figure]:
     recorded_us, turn_us = null_artifact(200 if quick else 20_000)
     nothing_us, state_us = readings(50 if quick else 2_000)
     pairs = QUICK_WATCH_PAIRS if quick else WATCH_PAIRS
-    watched = beside_supervisor(Model("int8"), pairs, cpus, rng)
+    model = Model("int8")
+    watched = beside(supervisor, model, pairs, cpus, rng)
+    metered = beside(meters, model, pairs, cpus, rng)
     table(
         ("same session, interleaved", "p50 ms", "p50 ms", "ratio"),
         [(f"{name}: our loop | bare loop", *_cells(found)) for name, found in loops.items()]
-        + [("int8: supervisor works | is stopped", *_cells(watched))],
+        + [("int8: supervisor works | is stopped", *_cells(watched))]
+        + [("int8: meter works | is stopped", *_cells(metered))],
     )
     print()
     table(
@@ -295,7 +359,7 @@ def measure(quick: bool) -> list[Figure]:
         ],
     )
     print(f"device state costs {state_us / 1e4:.3f} % of one CPU, which is not the model's")
-    return figures(loops, recorded_us, watched)
+    return figures(loops, recorded_us, watched, metered)
 
 
 def _cells(found: Ratio) -> tuple[str, str, str]:

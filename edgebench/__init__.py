@@ -2,7 +2,8 @@
 
 Everything here is loaded when it is first used, so that ``import edgebench`` costs nothing.
 
-    export_adapter, run, run_on, resume, diagnose, list_devices, load_results, write_tables
+    export_adapter, run, run_on, resume, diagnose, list_devices, list_meters, load_results,
+    write_tables, attach_trace, plot_power
         what the commands do
     Artifact, Recording, Device, RunOptions
         what they take and return
@@ -19,10 +20,13 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from edgebench.api import (
+        attach_trace,
         diagnose,
         export_adapter,
         list_devices,
+        list_meters,
         load_results,
+        plot_power,
         resume,
         run,
         run_on,
@@ -40,10 +44,13 @@ _HOMES = {
     "EdgebenchError": "edgebench.errors",
     "Recording": "edgebench.recording",
     "RunOptions": "edgebench.measure.options",
+    "attach_trace": "edgebench.api",
     "diagnose": "edgebench.api",
     "export_adapter": "edgebench.api",
     "list_devices": "edgebench.api",
+    "list_meters": "edgebench.api",
     "load_results": "edgebench.api",
+    "plot_power": "edgebench.api",
     "resume": "edgebench.api",
     "run": "edgebench.api",
     "run_on": "edgebench.api",
@@ -57,10 +64,13 @@ __all__ = [
     "Recording",
     "RunOptions",
     "__version__",
+    "attach_trace",
     "diagnose",
     "export_adapter",
     "list_devices",
+    "list_meters",
     "load_results",
+    "plot_power",
     "resume",
     "run",
     "run_on",

@@ -13,7 +13,7 @@ the subpackage would put it in the function's place.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +25,15 @@ if TYPE_CHECKING:
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
     from edgebench.measure import Outcome, RunOptions
+    from edgebench.meters_listing import Found
     from edgebench.provision import Setup
     from edgebench.recording import Recording
     from edgebench.results.api import Results
+    from edgebench.results.attach import Terms
+    from edgebench.results.attachments import Stored
     from edgebench.results.store import Store
     from edgebench.results.tables import Tables
+    from edgebench.results.trace_csv import Role, TraceOptions
     from edgebench.transport.known_hosts import HostKey
 
 
@@ -208,6 +212,73 @@ def write_tables(path: str | Path | None = None, *, include_emulated: bool = Fal
     tables = build(loaded, include_emulated=include_emulated)
     write(tables, ensure_dir(results_dir(path) / "tables"))
     return tables
+
+
+def list_meters(device: str = "local") -> list[Found]:
+    """The power sources that a device and this host really have, and why others are not there."""
+    from edgebench.device import load
+    from edgebench.meters_listing import listing
+
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    return listing(profile)
+
+
+def attach_trace(
+    run: str,
+    trace: str | Path,
+    columns: Mapping[Role, str],
+    terms: Terms,
+    *,
+    options: TraceOptions | None = None,
+    results: str | Path | None = None,
+) -> Stored:
+    """Align a meter's CSV to a recorded run; the tables then have its energy and power.
+
+    Args:
+        run: a recording's id, or the beginning of it.
+        columns: ``time`` and one of ``power``, ``energy``, or ``current`` and ``voltage`` -> the
+            column's name.
+        terms: what the meter saw and how well, and how far its clock is off.
+        options: units, time zone, decimal sign, delimiter.
+
+    Raises:
+        InputError: the trace can't be read, does not fit the run, or is not of this device.
+    """
+    from edgebench.results.attach import attach
+    from edgebench.results.attachments import Attachments
+    from edgebench.results.trace_csv import TraceOptions, read_trace
+
+    recordings = store(results)
+    loaded = recordings.load(run)
+    read = read_trace(Path(trace), dict(columns), options or TraceOptions())
+    stored = attach(
+        loaded, Attachments.beside(recordings.root), read, options or TraceOptions(), terms
+    )
+    write_tables(results)
+    return stored
+
+
+def plot_power(
+    run: str,
+    out: str | Path | None = None,
+    *,
+    channel: str | None = None,
+    results: str | Path | None = None,
+) -> list[Path]:
+    """Draw a run's power over time as PNG and PDF, one pair a channel with readings.
+
+    Args:
+        out: a directory; ``figures/<id>`` below the results by default.
+
+    Raises:
+        InputError: the run has no readings, or matplotlib is not installed.
+    """
+    from edgebench.report.power_trace import draw
+
+    loaded = store(results).load(run)
+    directory = Path(out) if out is not None else results_dir(results) / "figures" / loaded.id
+    return draw(loaded, directory, channel=channel)
 
 
 def results_dir(path: str | Path | None = None) -> Path:

@@ -532,12 +532,16 @@ def torch_runtime() -> Any:
     return TorchRuntime
 
 
-#: Runtime kinds -> what gives the class.
-RUNTIMES: dict[str, Callable[[], Any]] = {
-    "onnxruntime": lambda: OnnxRuntime,
-    "null": lambda: NullRuntime,
-    "torch": torch_runtime,
-}
+RUNTIMES: dict[str, type[Runtime]] = {"onnxruntime": OnnxRuntime, "null": NullRuntime}
+
+
+def runtime_class(kind: str) -> Any:
+    """The class of a runtime kind."""
+    if kind == "torch":
+        return torch_runtime()
+    if kind not in RUNTIMES:
+        raise AgentError("runtime", f"this agent has no runtime {kind!r}")
+    return RUNTIMES[kind]
 
 
 # ---------------------------------------------------------------- the worker: timing
@@ -884,15 +888,14 @@ def feeds(arrays: Mapping[str, Any], batch: int, seq_len: int) -> Iterator[dict[
 def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, int]:
     """Load one artifact: its lane, and how long loading took (ns)."""
     kind = entry.get("runtime") or protocol["runtime"]["kind"]
-    if kind not in RUNTIMES:
-        raise AgentError("runtime", f"this agent has no runtime {kind!r}")
+    made = runtime_class(kind)
     entries = dict(entry.get("session_options", {}))
     if x86_without_vnni():
         entries.update(entry.get("session_options_x86_without_vnni", {}))
     options = dict(protocol["runtime"], session_options=entries)
     model = os.path.join(entry["path"], entry["model"]) if entry.get("model") else None
     begin = clock()
-    runtime = RUNTIMES[kind]()(model, options)
+    runtime = made(model, options)
     load_ns = clock() - begin
     bindings = [None]
     if entry.get("inputs"):

@@ -98,9 +98,7 @@ def attach(
     """
     import edgebench.api
     from edgebench.results.attach import Terms
-    from edgebench.results.attach import attach as attach_trace
-    from edgebench.results.attachments import Attachments
-    from edgebench.results.trace_csv import Role, TraceOptions, parse_columns, read_trace
+    from edgebench.results.trace_csv import Role, TraceOptions, parse_columns
 
     wanted = parse_columns(columns)
     given: dict[Role, str | None] = {
@@ -122,15 +120,11 @@ def attach(
         force=force,
     )
     options = TraceOptions(units, timezone, decimal, _tab(delimiter))
-    store = edgebench.api.store(results)
-    loaded = store.load(run)
-    read = read_trace(trace, wanted, options)
-    stored = attach_trace(loaded, Attachments.beside(store.root), read, options, terms)
-    edgebench.api.write_tables(results)
+    stored = edgebench.api.attach_trace(run, trace, wanted, terms, options=options, results=results)
     if as_json:
         _say_json(stored)
     else:
-        _say(loaded.recording, stored)
+        _say(edgebench.api.store(results).load(run).recording, stored)
         _show(run, results)
 
 

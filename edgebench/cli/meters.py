@@ -38,16 +38,12 @@ def meters(device: DeviceName = "local", as_json: Json = False) -> None:
 
     Those that are not there say why, and what would mend it.
     """
+    import edgebench.api
     from edgebench.cli.output import console, progress, say_json
-    from edgebench.device import load
-    from edgebench.meters_listing import listing
-    from edgebench.workspace import Workspace
 
-    profile = load(device, Workspace.find())
-    profile.require_usable()
     with progress() as update:
         update(f"{device}  asking every kind of meter")
-        found = listing(profile)
+        found = edgebench.api.list_meters(device)
     if as_json:
         say_json([_document(each) for each in found])
         return

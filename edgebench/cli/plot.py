@@ -33,11 +33,8 @@ def plot(
     """
     import edgebench.api
     from edgebench.cli.output import say_json
-    from edgebench.report.power_trace import draw
 
-    loaded = edgebench.api.store(results).load(run)
-    directory = out or edgebench.api.results_dir(results) / "figures" / loaded.id
-    paths = draw(loaded, directory, channel=channel)
+    paths = edgebench.api.plot_power(run, out, channel=channel, results=results)
     if as_json:
         say_json({"figures": [str(path) for path in paths]})
         return

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import edgebench
 from edgebench.meters.base import MeterError
 from edgebench.meters.sampler import EVENTS, READINGS, RECORD
 from edgebench.recording import Alignment, Clock
@@ -57,6 +58,14 @@ class Spooled:
     this_boot: bool = True
 
 
+def sampler_command(*role: str) -> list[str]:
+    """The meters' process of this host, importing this very package whatever the directory."""
+    where = str(Path(edgebench.__file__).parents[1])
+    script = f"import runpy, sys; sys.path.insert(0, {where!r})"
+    script += "; runpy.run_module('edgebench.meters.sampler', run_name='__main__', alter_sys=True)"
+    return [sys.executable, "-c", script, *role]
+
+
 class HostSampling:
     """The host's meters of one run.
 
@@ -86,7 +95,7 @@ class HostSampling:
         )
         with (self.directory / LOG).open("wb") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "edgebench.meters.sampler", "record", str(config)],
+                sampler_command("record", str(config)),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,

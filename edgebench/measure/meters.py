@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 from edgebench.device import Device
 from edgebench.errors import DeviceError, ProfileError
 from edgebench.measure.bundle import bundle_files, provide_bundle
+from edgebench.measure.host_meters import sampler_command
 from edgebench.measure.options import RunOptions
-from edgebench.measure.session import Session, open_session
-from edgebench.meters.base import HOST_KINDS, KINDS, MeterError, make_meter
+from edgebench.measure.session import Session
+from edgebench.meters.base import HOST_KINDS, MeterError, make_meter
 from edgebench.recording import EnergyRule, MeterChannel
 
 #: A window is never shorter, so that what begins and ends it weighs little (seconds).
@@ -97,7 +97,7 @@ def energy_rule(
     """Windows that the quickest of a meter's channels resolves, and rests that outlast every lag.
 
     Args:
-        channels: of the meter that will fill the row, each with the seconds between two reads of it.
+        channels: of the meter that will fill the row, each with the seconds between two reads.
         watched: the device reads at least one itself, so that the launch can look at it.
     """
     from edgebench.energy import shortest_window_s
@@ -140,29 +140,9 @@ def probe_host() -> list[dict[str, Any]]:
     return _sampler(["probe", *HOST_KINDS])
 
 
-def probe_device(device: Device) -> list[dict[str, Any]]:
-    """Which meters a device really has, and why the others are not there.
-
-    One entry a source: ``spec``, and ``channels``, ``readings``, ``poll_s`` or ``error``.
-
-    Raises:
-        DeviceError: it can't be reached, or no agent starts there.
-    """
-    return asyncio.run(_probe_device(device))
-
-
-async def _probe_device(device: Device) -> list[dict[str, Any]]:
-    kinds = [kind for kind in KINDS if kind not in HOST_KINDS]
-    async with open_session(device) as session:
-        bundle = await provide_bundle(session, bundle_files(kinds))
-        reply = await session.client.request("meters", bundle=bundle, kinds=kinds)
-        found: list[dict[str, Any]] = reply["meters"]
-        return found
-
-
 def _sampler(role: list[str], stdin: str = "") -> list[dict[str, Any]]:
     done = subprocess.run(
-        [sys.executable, "-m", "edgebench.meters.sampler", *role],
+        sampler_command(*role),
         input=stdin,
         capture_output=True,
         text=True,

@@ -51,7 +51,7 @@ def _of_meter(
         t_ns, value = readings["t_ns"][here], readings["value"][here]
         t_s, watts = power_over_time(channel, (t_ns - zero) / 1e9, value)
         if t_s.size:
-            figures = tuple(_figures(loaded.recording, meter, channel, t_ns, value))
+            figures = tuple(_figures(loaded, meter, channel, t_ns, value))
             yield Trace(meter, channel, t_s, watts, figures)
 
 
@@ -79,15 +79,15 @@ def power_over_time(channel: MeterChannel, t_s: Floats, value: Floats) -> tuple[
 
 
 def _figures(
-    recording: Recording,
+    loaded: Loaded,
     meter: MeterRecord,
     channel: MeterChannel,
     t_ns: npt.NDArray[np.int64],
     value: Floats,
 ) -> Iterator[EnergyFigures | str]:
     bound_s = meter.alignment.bound_ns / 1e9 if meter.alignment else 0.0
-    for index in range(len(recording.artifacts)):
-        windows, idle = windows_of(recording, index)
+    for index in range(len(loaded.recording.artifacts)):
+        windows, idle = windows_of(loaded, index)
         try:
             yield measure(source_of(channel, bound_s), t_ns, value, windows, idle)
         except EnergyError as error:

@@ -69,7 +69,7 @@ def energy_of(loaded: Loaded, index: int, tokens_per_call: int | None = None) ->
         return _absent("; ".join(dict.fromkeys(texts)), failures=bool(failures))
     from edgebench.energy import EnergyError, measure
 
-    windows, idle = windows_of(recording, index)
+    windows, idle = windows_of(loaded, index)
     if not windows:
         return _absent("no energy window of this artifact was finished", failures=True)
     found: list[tuple[Candidate, EnergyFigures]] = []
@@ -104,10 +104,15 @@ def source_of(channel: MeterChannel, clock_bound_s: float = 0.0) -> Source:
     )
 
 
-def windows_of(recording: Recording, index: int) -> tuple[list[Window], list[Stretch]]:
-    """The energy windows of one artifact, and all idle stretches, of launches that went well."""
-    from edgebench.energy import Stretch, Window
+def windows_of(loaded: Loaded, index: int) -> tuple[list[Window], list[Stretch]]:
+    """The energy windows of one artifact, and all idle stretches, of launches that went well.
 
+    A run of one artifact without energy windows has its measured parts: nothing else ran then.
+    """
+    from edgebench.energy import Stretch, Window
+    from edgebench.results.attach import measured_windows
+
+    recording = loaded.recording
     windows, idle = [], []
     for launch in recording.launches:
         if launch.outcome != "ok":
@@ -118,6 +123,9 @@ def windows_of(recording: Recording, index: int) -> tuple[list[Window], list[Str
             if each.artifact == index
         ]
         idle += [Stretch(begin, end, launch.index) for begin, end in launch.idle_ns]
+    measured = any(launch.window_ns and launch.outcome == "ok" for launch in recording.launches)
+    if not windows and not idle and measured and len(recording.artifacts) == 1:
+        windows = measured_windows(loaded)
     return windows, idle
 
 
@@ -142,7 +150,7 @@ def _channels(number: int, meter: MeterRecord, readings: Any) -> Iterator[Candid
 
 
 def _absent(why: str, *, failures: bool) -> Measured:
-    found = (reason(Code.NO_ENERGY, why=why),) if failures else ()
+    found = (reason(Code.NO_ENERGY, why=why.rstrip(".")),) if failures else ()
     return Measured({"reason": why}, {"reason": why}, found)
 
 
@@ -188,12 +196,12 @@ def _rows(
         ),
         **_estimate("power_idle_w", figures.idle_power_w),
     }
-    reasons = [reason(Code.ENERGY_NOTE, what=problem.text) for problem in figures.problems]
-    reasons += [reason(Code.ENERGY_NOTE, what=f"left out: {text}") for text in refused]
+    reasons = [_note(problem.text) for problem in figures.problems]
+    reasons += [_note(f"left out: {text}") for text in refused]
     energy |= _checked(found, reasons)
     _judge_width(recording, figures, reasons)
     if first.meter.failure is not None:
-        reasons.append(reason(Code.ENERGY_NOTE, what=first.meter.failure.message))
+        reasons.append(_note(first.meter.failure.message))
     return Measured(energy, power, tuple(reasons))
 
 
@@ -215,6 +223,10 @@ def _checked(found: list[tuple[Candidate, EnergyFigures]], reasons: list[Reason]
     return {}
 
 
+def _note(what: str) -> Reason:
+    return reason(Code.ENERGY_NOTE, what=what.rstrip("."))
+
+
 def _disagreement(check: Agreement, first: str, second: str) -> Reason:
     """Beyond both data sheets it voids the figure; where one is silent, it is told."""
     estimate = check.ratio
@@ -222,8 +234,7 @@ def _disagreement(check: Agreement, first: str, second: str) -> Reason:
     if check.suspect_factor is not None:
         ratio += f", so that a unit of one of them seems to be off by {check.suspect_factor:g}"
     elif not check.accuracy_known:
-        what = f"{first} over {second} is {ratio}, and not both publish an accuracy"
-        return reason(Code.ENERGY_NOTE, what=what)
+        return _note(f"{first} over {second} is {ratio}, and not both publish an accuracy")
     return reason(Code.SOURCES_DISAGREE, first=first, second=second, ratio=ratio)
 
 

@@ -82,8 +82,9 @@ def ratio(value: float) -> harness.Ratio:
 
 def test_harness() -> None:
     fine = {"int8": ratio(1.001), "fp32": ratio(0.999)}
-    assert met(harness.figures(fine, 0.1, ratio(1.002))) == [True] * 4
-    assert met(harness.figures({"int8": ratio(1.02)}, 2.0, ratio(0.97))) == [False] * 3
+    assert met(harness.figures(fine, 0.1, ratio(1.002), ratio(1.001))) == [True] * 5
+    bad = harness.figures({"int8": ratio(1.02)}, 2.0, ratio(0.97), ratio(1.02))
+    assert met(bad) == [False] * 4
 
 
 def test_harness_takes_the_median_over_pairs_without_the_settling_call() -> None:

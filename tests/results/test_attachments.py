@@ -70,7 +70,7 @@ def bound_s(stored: Stored) -> float:
 
 
 def joules(loaded: Loaded, stored: Stored, artifact: int) -> Any:
-    windows, idle = windows_of(loaded.recording, artifact)
+    windows, idle = windows_of(loaded, artifact)
     channel = stored.meter.channels[0]
     r = stored.readings
     source = source_of(channel, bound_s(stored))
