@@ -85,6 +85,8 @@ class TorchRuntime:
         self.module = load(directory, self.settings["attention"]).to(self.device)
         self.forward = self.module
         if self.compiled:
+            # Read when the compiler is imported: no helper processes that stay beside the timing.
+            os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
             # Static shapes: a run has one, and what is timed must not depend on what came before.
             self.forward = torch.compile(self.module, mode=self.settings["mode"], dynamic=False)
         self.shapes: Set[Tuple[Any, ...]] = set()
