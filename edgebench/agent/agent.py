@@ -1094,7 +1094,9 @@ def die_with_parent() -> None:
 
 
 #: How a failed allocation reads in an exception, or in what the C++ runtime prints as it aborts.
-NO_MEMORY = re.compile(r"bad.?alloc|Failed to allocate memory|bad_array_new", re.IGNORECASE)
+NO_MEMORY = re.compile(
+    r"bad.?alloc|Failed to allocate memory|bad_array_new|out of memory", re.IGNORECASE
+)
 
 
 def work(task_path: str) -> int:

@@ -119,7 +119,7 @@ def _protocol(recording: Recording) -> Row:
     protocol = recording.protocol
     runtime = protocol.runtime
     return {
-        "runtime": runtime.get("kind"),
+        "runtime": "torch-compile" if runtime.get("compile") else runtime.get("kind"),
         "runtime_version": recording.versions.get(str(runtime.get("kind"))),
         "provider": runtime.get("provider"),
         "threads": runtime.get("threads"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -19,6 +20,7 @@ import pytest
 from edgebench.errors import DeviceError
 from edgebench.measure import run, run_many
 from edgebench.recording import Recording
+from edgebench.results.tables import build
 from edgebench.transport.ssh_link import CONFIG_VARIABLE
 from edgebench.verdict import Code, Status, Verdict, judge
 
@@ -279,3 +281,38 @@ def test_two_devices_are_measured_side_by_side(
     starts = [order.index((name, "started")) for name in ("pi4", "pi5")]
     ends = [order.index((name, "stored")) for name in ("pi4", "pi5")]
     assert max(starts) < min(ends)
+
+
+def test_a_meter_on_the_device_fills_the_row_of_energy(
+    standin_root: Path, bench: StandInBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The meters' files are sent, run by the arm64 Python there, and come back as joules.
+
+    What the sensor says is known: 4 W, give or take a digit that never rests.
+    """
+    table = '[[meters]]\nkind = "hwmon"\nscope = "board"\nchip = "ina226"\n'
+    options = replace(ON_STANDIN, energy_window_s=2.5, energy_precision=0.5)
+    with StandIn("pi4", onnxruntime=True) as pi:
+        connect(pi, monkeypatch)
+        pi.set_power(lambda t: 4 + 0.05 * math.sin(1000 * t))
+        device = bench.stand_in("bench", pi, more=table)
+        recording = run(device, [bench.artifact()], bench.store, options)
+        doctor = bench.run("doctor", "--device", "bench")
+        listed = bench.run("meters", "--device", "bench", "--json")
+        until_idle(pi)
+    (meter,) = recording.meters
+    assert meter.failure is None
+    loaded = bench.store.load(recording.id)
+    (row,) = build([loaded], include_emulated=True).energy.to_dict("records")
+    windows = [w for launch in recording.launches for w in launch.energy_windows]
+    seconds = sum(w.end_ns - w.begin_ns for w in windows) / 1e9
+    a_call_s = seconds / sum(w.calls for w in windows)
+    assert row["energy_per_inference_j"] == pytest.approx(4 * a_call_s, rel=0.1), row["reason"]
+    assert row["energy_per_inference_j_lo"] < 4 * a_call_s < row["energy_per_inference_j_hi"]
+    assert row["idle_power_w"] == pytest.approx(4, rel=0.02)
+    assert row["emulated"]
+    assert "emulated" in row["reasons"]
+    assert "meter hwmon" in doctor.stdout
+    assert "board, every 35 ms" in doctor.stdout
+    there = [each for each in json.loads(listed.stdout) if each["channels"]]
+    assert {"hwmon"} <= {each["kind"] for each in there}
