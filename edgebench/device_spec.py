@@ -268,12 +268,21 @@ class Limits(Table):
     #: A launch begins at or below this; it waits up to ``cooldown_max_s`` for it.
     cooldown_c: float | None = Field(default=None, gt=0, lt=150)
     cooldown_max_s: float = Field(default=600.0, gt=0)
+    #: Least and most power that it can draw at all: readings outside it are refused, since a unit
+    #: or a shunt must be wrong.
+    power_w: tuple[float, float] | None = Field(default=None, strict=False)
 
     @model_validator(mode="after")
     def _cooldown_is_cooler(self) -> Limits:
         hot, cool = self.temperature_c, self.cooldown_c
         if hot is not None and cool is not None and cool > hot:
             raise ValueError(f"has cooldown_c = {cool:g} above temperature_c = {hot:g}")
+        return self
+
+    @model_validator(mode="after")
+    def _power_is_a_range(self) -> Limits:
+        if self.power_w is not None and not 0 <= self.power_w[0] < self.power_w[1]:
+            raise ValueError("has power_w that is no range; write power_w = [1, 16]")
         return self
 
 

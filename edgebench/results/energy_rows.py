@@ -33,11 +33,13 @@ class Candidate:
     channel: MeterChannel
     t_ns: npt.NDArray[np.int64]
     value: npt.NDArray[np.float64]
+    #: What the device can draw at all, by its profile (W).
+    plausible_w: tuple[float, float] | None = None
 
     @property
     def source(self) -> Source:
         bound_ns = self.meter.alignment.bound_ns if self.meter.alignment else 0
-        return source_of(self.channel, clock_bound_s=bound_ns / 1e9)
+        return source_of(self.channel, clock_bound_s=bound_ns / 1e9, plausible_w=self.plausible_w)
 
     @property
     def label(self) -> str:
@@ -86,7 +88,11 @@ def energy_of(loaded: Loaded, index: int, tokens_per_call: int | None = None) ->
     return _rows(recording, found, refused, tokens_per_call)
 
 
-def source_of(channel: MeterChannel, clock_bound_s: float = 0.0) -> Source:
+def source_of(
+    channel: MeterChannel,
+    clock_bound_s: float = 0.0,
+    plausible_w: tuple[float, float] | None = None,
+) -> Source:
     """What the arithmetic needs to know of a channel."""
     from edgebench.energy import Source
 
@@ -101,6 +107,7 @@ def source_of(channel: MeterChannel, clock_bound_s: float = 0.0) -> Source:
         duty=channel.duty,
         wrap_j=channel.wrap_j,
         clock_bound_s=clock_bound_s,
+        plausible_w=plausible_w,
     )
 
 
@@ -131,21 +138,35 @@ def windows_of(loaded: Loaded, index: int) -> tuple[list[Window], list[Stretch]]
 
 def _candidates(loaded: Loaded) -> Iterator[Candidate]:
     """Channels with readings, in the order in which they may fill a row."""
+    limits = loaded.recording.device.profile.get("limits") or {}
+    bounds = limits.get("power_w")
+    plausible_w = (float(bounds[0]), float(bounds[1])) if bounds else None
     for attached in loaded.attached:
-        yield from _channels(0, attached.meter, attached.readings)
+        yield from _channels(0, attached.meter, attached.readings, plausible_w)
     for number, meter in enumerate(loaded.recording.meters):
-        yield from _channels(number, meter, loaded.readings)
+        yield from _channels(number, meter, loaded.readings, plausible_w)
 
 
-def _channels(number: int, meter: MeterRecord, readings: Any) -> Iterator[Candidate]:
+#: Scopes in which a device's own limits of power hold: a rail has less, a wall socket more.
+_WHOLE = ("board", "module", "gpu", "battery")
+
+
+def _channels(
+    number: int, meter: MeterRecord, readings: Any, plausible_w: tuple[float, float] | None
+) -> Iterator[Candidate]:
     order = sorted(
         range(len(meter.channels)), key=lambda i: (meter.channels[i].quantity != "energy", i)
     )
     for i in order:
         here = (readings["meter"] == number) & (readings["channel"] == i)
         if np.any(here):
+            channel = meter.channels[i]
             yield Candidate(
-                meter, meter.channels[i], readings["t_ns"][here], readings["value"][here]
+                meter,
+                channel,
+                readings["t_ns"][here],
+                readings["value"][here],
+                plausible_w if channel.scope in _WHOLE else None,
             )
 
 

@@ -132,6 +132,10 @@ def _table(
     return table
 
 
+#: An interval so many times as wide as its figure bounds nothing: two launches that differ.
+_UNBOUNDED = 10
+
+
 def plus_minus(row: Row, name: str, *, scale: float = 1, unit: str = "") -> str:
     """A figure of a row with the larger side of its interval, to two digits of that."""
     value, lo, hi = (row[name + end] for end in ("", "_lo", "_hi"))
@@ -140,6 +144,8 @@ def plus_minus(row: Row, name: str, *, scale: float = 1, unit: str = "") -> str:
     if lo is None or hi is None:
         return f"{value * scale:.4g}{unit} ± ?"
     half = scale * max(hi - value, value - lo)
+    if half > _UNBOUNDED * scale * value > 0:
+        return f"{value * scale:.3g}{unit} ± ?"
     # An interval wider than its figure must not round the figure away.
     digits = _decimals(min(half, scale * value) if value > 0 else half)
     return f"{value * scale:.{digits}f} ± {half:.{digits}f}{unit}"

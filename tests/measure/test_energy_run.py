@@ -117,6 +117,15 @@ def test_a_sensor_that_vanishes_in_the_run_is_named(bench: Bench, world: PowerWo
     assert row["reason"]
 
 
+def test_a_unit_that_is_off_by_a_thousand_is_no_figure(bench: Bench, world: PowerWorld):
+    limits = "limits = { power_w = [1000, 9000] }\n"  # this device's 8 W would be 8 kW
+    loaded = measured(bench, limits + meter(world), replace(METERED, launches=1))
+    (row,) = build([loaded]).energy.to_dict("records")
+    assert np.isnan(row["energy_per_inference_j"])
+    assert "1000" in row["reason"]
+    assert "no-energy" in row["reasons"]
+
+
 def test_windows_without_a_meter_wait_for_a_trace(bench: Bench):
     options = replace(METERED, launches=1, energy="on")
     recording = measured(bench, "", options).recording
