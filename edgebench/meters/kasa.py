@@ -27,13 +27,9 @@ import struct
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Tuple
 
 from edgebench.meters.base import (
-    ENERGY,
-    POWER,
     Channel,
-    Meter,
     MeterError,
     Option,
-    Reading,
     clock,
     now_between,
 )
@@ -44,7 +40,7 @@ from edgebench.meters.instruments import (
     host_and_port,
     unreachable,
 )
-from edgebench.meters.shelly import check_mains, check_power, number
+from edgebench.meters.plugs import Plug, check_mains, number
 
 PORT = 9999
 FIRST_KEY = 171
@@ -52,7 +48,6 @@ TIMEOUT_S = 2.0
 POLL_S = 1.0
 #: Not published. Sense's energy monitor, which reads these plugs, asks every 2 s.
 UPDATE_S = 2.0
-COUNTER_PERIOD_S = 60.0
 WATT_HOUR_J = 3600.0
 LARGEST_ANSWER = 1 << 16
 
@@ -100,7 +95,7 @@ def quantity(realtime: Mapping[str, Any], name: str, what: str) -> Optional[floa
     return number(realtime, key, what) / divisor
 
 
-class Kasa(Meter):
+class Kasa(Plug):
     """A Kasa plug, or one outlet of a strip. Units: W, J."""
 
     kind: ClassVar[str] = "kasa"
@@ -121,57 +116,14 @@ class Kasa(Meter):
         self._child: Optional[str] = None
         about = self._about()
         self._child = self._find_child(about)
-        _, power_w, energy_j = self._realtime()
-        check_power(power_w, self._what)
-        if self._counter and energy_j is None:
-            raise MeterError("not-supported", f"{self._what} has no energy counter")
         outlet = "" if self._child is None else f", outlet {self.options['outlet']}"
-        source = f"Kasa {about.get('model', 'plug')} at {self.options['host']}{outlet}"
-        stated = accuracy(self.options, UNKNOWN_ACCURACY)
-        channels = [
-            Channel(
-                "power",
-                POWER,
-                self.scope,
-                source,
-                period_s=UPDATE_S,
-                resolution=0.001,
-                lag_s=UPDATE_S,
-                averaging_s=None,
-                **stated,
-            )
-        ]
-        if self._counter:
-            channels.append(
-                Channel(
-                    "energy counter",
-                    ENERGY,
-                    self.scope,
-                    source,
-                    period_s=COUNTER_PERIOD_S,
-                    resolution=WATT_HOUR_J,
-                    lag_s=UPDATE_S,
-                    **stated,
-                )
-            )
-        return channels
-
-    def read(self) -> List[Reading]:
-        try:
-            t_ns, power_w, energy_j = self._realtime()
-        except MeterError as error:
-            if error.code != "no-device":
-                raise
-            self._patience.failed(error)
-            return []
-        self._patience.answered()
-        check_power(power_w, self._what)
-        readings: List[Reading] = [(0, t_ns, power_w)]
-        if self._counter:
-            if energy_j is None:
-                raise MeterError("bad-reading", f"{self._what} tells no energy any more")
-            readings.append((1, t_ns, energy_j))
-        return readings
+        return self._channels(
+            f"Kasa {about.get('model', 'plug')} at {self.options['host']}{outlet}",
+            accuracy(self.options, UNKNOWN_ACCURACY),
+            period_s=UPDATE_S,
+            power_step_w=0.001,
+            energy_step_j=WATT_HOUR_J,
+        )
 
     def _about(self) -> Dict[str, Any]:
         """Its system information, after checks.
@@ -231,7 +183,7 @@ class Kasa(Meter):
                 "Switch it on, with the device plugged into it.",
             )
 
-    def _realtime(self) -> Tuple[int, float, Optional[float]]:
+    def _status(self) -> Tuple[int, float, Optional[float]]:
         """Moment, power (W) and energy (J)."""
         question: Dict[str, Any] = {"emeter": {"get_realtime": {}}}
         if self._child is not None:

@@ -19,19 +19,14 @@ from __future__ import annotations
 
 import http.client
 import json
-import math
 import urllib.error
 import urllib.request
 from typing import Any, ClassVar, Dict, List, Mapping, Optional, Tuple
 
 from edgebench.meters.base import (
-    ENERGY,
-    POWER,
     Channel,
-    Meter,
     MeterError,
     Option,
-    Reading,
     clock,
     now_between,
 )
@@ -42,20 +37,15 @@ from edgebench.meters.instruments import (
     host_and_port,
     unreachable,
 )
+from edgebench.meters.plugs import Plug, check_mains, number
 
 TIMEOUT_S = 2.0
 #: The plugs' own pace. A first-generation plug has an ESP8266: it is asked once a second.
 UPDATE_S = 1.0
 POLL_S = {1: 1.0, 2: 0.5}
-COUNTER_PERIOD_S = 60.0
 WATT_MINUTE_J, WATT_HOUR_J = 60.0, 3600.0
 #: The plug's clock minute must have moved after so long (seconds).
 FROZEN_S = 180.0
-#: What a mains socket can have (V). Outside, a unit is off.
-MAINS_V = (80.0, 280.0)
-#: More power than voltage times current: a unit is off. The slack is for rounding and for values
-#: of different moments.
-POWER_FACTOR_SLACK, POWER_SLACK_W = 1.5, 5.0
 LARGEST_ANSWER = 1 << 16
 
 UNKNOWN_ACCURACY = (
@@ -63,58 +53,7 @@ UNKNOWN_ACCURACY = (
 )
 
 
-def check_mains(power_w: float, voltage_v: Optional[float], current_a: Optional[float]) -> None:
-    """Power against voltage and current, where a plug tells them.
-
-    Raises:
-        MeterError: bad-reading: they can't belong together.
-    """
-    if voltage_v is not None and not MAINS_V[0] <= voltage_v <= MAINS_V[1]:
-        raise MeterError("bad-reading", f"{voltage_v:g} V is no mains voltage: its unit is off")
-    if voltage_v is None or current_a is None:
-        return
-    if power_w > POWER_FACTOR_SLACK * voltage_v * current_a + POWER_SLACK_W:
-        raise MeterError(
-            "bad-reading",
-            f"{power_w:g} W can't come from {voltage_v:g} V and {current_a:g} A: a unit is off",
-        )
-
-
-def check_power(power_w: float, what: str) -> None:
-    """Refuse power that a running device can't have.
-
-    Raises:
-        MeterError: bad-reading.
-    """
-    if power_w > 0:
-        return
-    if power_w < 0:
-        raise MeterError(
-            "bad-reading",
-            f"{what} shows {power_w:g} W: power flows backwards, or it is wired the wrong way",
-        )
-    raise MeterError(
-        "bad-reading",
-        f"{what} shows 0 W: the device is not fed through it, or takes less than it can see",
-        "Plug the device into it, or use a meter for small power (docs/meters).",
-    )
-
-
-def number(document: Mapping[str, Any], name: str, what: str) -> float:
-    """A number of an answer.
-
-    Raises:
-        MeterError: bad-reading.
-    """
-    value = document.get(name)
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise MeterError("bad-reading", f"{what} says {name} = {value!r}, which is no number")
-    if not math.isfinite(value):
-        raise MeterError("bad-reading", f"{what} says {name} = {value}")
-    return float(value)
-
-
-class Shelly(Meter):
+class Shelly(Plug):
     """A Shelly device with a power meter. Units: W, J."""
 
     kind: ClassVar[str] = "shelly"
@@ -139,59 +78,16 @@ class Shelly(Meter):
         self._component = "Switch"
         if self._generation == 2:
             self._component = self._find_component()
-        _, power_w, energy_j = self._status()
-        check_power(power_w, self._what)
         model = about.get("model") or about.get("type") or "device"
-        source = f"Shelly {model} at {self.options['host']}, output {self._relay}"
-        stated = accuracy(self.options, UNKNOWN_ACCURACY)
-        channels = [
-            Channel(
-                "power",
-                POWER,
-                self.scope,
-                source,
-                period_s=UPDATE_S,
-                resolution=0.1 if self._generation == 2 else 0.01,
-                lag_s=UPDATE_S,
-                averaging_s=None,
-                **stated,
-            )
-        ]
-        if self._counter and energy_j is None:
-            raise MeterError("not-supported", f"{self._what} has no energy counter")
-        if self._counter:
+        first = self._generation == 1
+        return self._channels(
+            f"Shelly {model} at {self.options['host']}, output {self._relay}",
+            accuracy(self.options, UNKNOWN_ACCURACY),
+            period_s=UPDATE_S,
+            power_step_w=0.01 if first else 0.1,
             # Watt-minutes in the first generation; thousandths of a watt-hour since.
-            step_j = WATT_MINUTE_J if self._generation == 1 else WATT_HOUR_J / 1000
-            channels.append(
-                Channel(
-                    "energy counter",
-                    ENERGY,
-                    self.scope,
-                    source,
-                    period_s=COUNTER_PERIOD_S,
-                    resolution=step_j,
-                    lag_s=UPDATE_S,
-                    **stated,
-                )
-            )
-        return channels
-
-    def read(self) -> List[Reading]:
-        try:
-            t_ns, power_w, energy_j = self._status()
-        except MeterError as error:
-            if error.code != "no-device":
-                raise
-            self._patience.failed(error)
-            return []
-        self._patience.answered()
-        check_power(power_w, self._what)
-        readings: List[Reading] = [(0, t_ns, power_w)]
-        if self._counter:
-            if energy_j is None:
-                raise MeterError("bad-reading", f"{self._what} tells no energy any more")
-            readings.append((1, t_ns, energy_j))
-        return readings
+            energy_step_j=WATT_MINUTE_J if first else WATT_HOUR_J / 1000,
+        )
 
     def _about(self) -> Dict[str, Any]:
         try:
