@@ -204,10 +204,13 @@ finally:
 @contextlib.contextmanager
 def supervisor(cpus: list[int]) -> Iterator[Callable[[bool], None]]:
     """The agent's supervisor in another process; the function lets it run or stops it."""
+    from edgebench.agent import agent
+
     with tempfile.TemporaryDirectory(prefix="edgebench-bench-") as name:
         plan = {
             "id": "harness",
             "artifacts": [],
+            "about": {"identity": agent.identity(), "versions": agent.versions()},
             "protocol": {"deadline_s": 3600.0, "runtime": {"cpus": cpus}},
         }
         (Path(name) / "plan.json").write_text(json.dumps(plan))

@@ -1197,8 +1197,7 @@ class Supervisor:
         self.result: Document = {
             "run": self.plan["id"],
             "status": "running",
-            "identity": identity(),
-            "versions": versions(),
+            **self.plan["about"],
             "agent": {"protocol": PROTOCOL, "digest": self.plan.get("agent_digest")},
             "started_ns": clock(),
             "solo": [],
@@ -1570,6 +1569,7 @@ class Server:
         self.stdin = stdin
         self.stdout = stdout
         self._writing = threading.Lock()
+        self._about: Document | None = None
 
     def say(self, line: str) -> None:
         """Write one line; replies and events of several threads don't mix."""
@@ -1618,8 +1618,7 @@ class Server:
             "pid": os.getpid(),
             "executable": sys.executable,
             "root": self.root,
-            "identity": identity(),
-            "versions": versions(),
+            **self.about(),
             "disk_free_bytes": shutil.disk_usage(self.root).free,
             "lock": {
                 "path": self.lock_path,
@@ -1627,6 +1626,12 @@ class Server:
             },
             "clock": self.do_clock(request),
         }
+
+    def about(self) -> Document:
+        """What the device is and has; looked up once, since the supervisor needs it too."""
+        if self._about is None:
+            self._about = {"identity": identity(), "versions": versions()}
+        return self._about
 
     def do_clock(self, request: Document) -> Document:
         """The device's time."""
@@ -1756,6 +1761,7 @@ class Server:
                 entry["path"] = self.assemble(target, entry["files"])
         if plan.get("bundle"):
             plan["bundle"] = {"path": self.bundle(plan["bundle"])}
+        plan["about"] = self.about()
         write_json(os.path.join(run_dir, "plan.json"), plan)
 
     def assemble(self, target: str, files: Document) -> str:
