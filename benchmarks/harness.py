@@ -20,7 +20,8 @@ Five parts, all in this process, pinned and set up as the agent's worker is.
    begins with a state reading, so they come more often than in a run. Ratio of medians as in 1.
 5. **A meter at work.** The same with the meters' process, which reads the files of an INA226 in the
    kernel's form as fast as it ever reads one (200 times a second), on another CPU where there is
-   one. The files are ordinary ones: what an I2C transfer costs besides is the kernel's, and is not here.
+   one. The files are ordinary ones: what an I2C transfer costs besides is the kernel's, and is not
+   here.
 """
 
 from __future__ import annotations
