@@ -34,8 +34,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="onnx, for ONNX Runtime (fp32, int8, int3); or torch, a checkpoint that PyTorch "
-            "runs (fp32, fp16, bf16).",
+            help="onnx, for ONNX Runtime (fp32, fp16, int8, int4, int3, mixed); or torch, a "
+            "checkpoint that PyTorch runs (fp32, fp16, bf16).",
         ),
     ] = "onnx",
     lowering: Annotated[
@@ -60,6 +60,16 @@ def export(
     evaluation_limit: Annotated[
         int | None, typer.Option(help="Keep only this many labelled examples.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Text that weights of few bits are fitted to: one a line, or JSON Lines or CSV "
+            "with a column text. Default: the texts of the timing inputs."
+        ),
+    ] = None,
+    mixed_bits: Annotated[
+        float, typer.Option(help="Budget of -q mixed: stored bits a weight, over all weights.")
+    ] = 3.5,
     workspace_code: Annotated[
         bool,
         typer.Option(
@@ -93,6 +103,8 @@ def export(
             via=via,
             format=format_,
             evaluation_limit=evaluation_limit,
+            calibration=calibration,
+            mixed_bits=mixed_bits,
         )
     if as_json:
         say_json(

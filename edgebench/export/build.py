@@ -19,7 +19,14 @@ from edgebench.artifact import Artifact
 from edgebench.errors import ExportError
 from edgebench.export import cache, store, torch_artifact
 from edgebench.export.graph import IR_VERSION, OPSET, signature
-from edgebench.export.inputs import TimingInputs, Tokens, parity_feeds, save_arrays, timing_inputs
+from edgebench.export.inputs import (
+    TimingInputs,
+    Tokens,
+    calibration_feeds,
+    parity_feeds,
+    save_arrays,
+    timing_inputs,
+)
 from edgebench.export.module import OUTPUTS, Feed, build_base, forward_module, quiet, reference
 from edgebench.export.parity import FP32_TOLERANCE, compare
 from edgebench.export.plan import Plan, adapter_entry, base_entry, directory_name
@@ -28,7 +35,7 @@ from edgebench.export.sample_text import TEXTS
 from edgebench.export.session import run_graph
 from edgebench.export.statistics import GraphFacts, read_graph
 from edgebench.export.weights import load_tensors, refuse_non_finite
-from edgebench.quantize import quantize
+from edgebench.quantize import CALIBRATED, quantize
 
 _MODEL = "model.onnx"
 _INPUTS = "inputs.npz"
@@ -36,6 +43,9 @@ _EVALUATION = "evaluation.npz"
 
 #: Texts of the data that are looked at for timing rows.
 _CANDIDATES = 1024
+
+#: Data of fewer words than this are too few to fit weights to by themselves.
+_FEW_WORDS = 1000
 
 #: Shares of an export's time, measured with MiniLM on two cores: (start of step, start of schemes).
 _LOADING, _BUILDING, _LOWERING, _CHECKING, _SCHEMES = 0.02, 0.25, 0.35, 0.65, 0.72
@@ -62,6 +72,8 @@ class _Traced:
     timing: TimingInputs
     evaluation: dict[str, npt.NDArray[np.int64]] | None
     feeds: list[Feed]
+    calibration: list[Feed]
+    calibration_source: str
     expected: list[npt.NDArray[np.float32]]
     output: str
 
@@ -114,6 +126,7 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
         rows = tokens.encode(plan.held_out.texts, request.seq_len)
         evaluation = {**rows, "labels": plan.truth}
     feeds = parity_feeds(tokens, timing, texts)
+    calibration, calibration_source = _calibration(plan, tokens, texts, source)
     output = OUTPUTS[plan.task]
     report("running PyTorch for reference", _BUILDING + 0.03)
     # The reference is taken before lowering: merging changes the module in place.
@@ -135,7 +148,32 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     report("reading the graph", _CHECKING)
     row = {name: array[:1] for name, array in timing.arrays.items()}
     facts = read_graph(_load(graph), row)
-    return _Traced(lowered, graph, facts, timing, evaluation, feeds, expected, output)
+    return _Traced(
+        module=lowered,
+        graph=graph,
+        facts=facts,
+        timing=timing,
+        evaluation=evaluation,
+        feeds=feeds,
+        calibration=calibration,
+        calibration_source=calibration_source,
+        expected=expected,
+        output=output,
+    )
+
+
+def _calibration(
+    plan: Plan, tokens: Tokens, texts: tuple[str, ...], source: str
+) -> tuple[list[Feed], str]:
+    """What weights of few bits are fitted to, and where it came from."""
+    given = plan.request.calibration
+    if given is not None and plan.calibration is not None:
+        texts, source = plan.calibration, f"{given.name} (sha256 {nouns.sha256_file(given)[:16]}…)"
+    elif plan.data and sum(len(text.split()) for text in texts) < _FEW_WORDS:
+        texts, source = (*texts, *TEXTS), f"{source}, and edgebench's own {len(TEXTS)} sentences"
+    feeds = calibration_feeds(tokens, texts)
+    rows = sum(len(next(iter(feed.values()))) for feed in feeds)
+    return feeds, f"{source}: {rows} rows"
 
 
 def _scheme(
@@ -203,7 +241,17 @@ def _write_onnx(
     """Quantise the graph, and run it with the session options that its scheme names."""
     target = directory / _MODEL
     report("quantising", 0.0)
-    quantization = quantize(traced.graph, target, scheme, progress=_within(report, None, 0.0, 0.5))
+    quantization = quantize(
+        traced.graph,
+        target,
+        scheme,
+        calibration=traced.calibration,
+        mixed_bits=plan.request.mixed_bits,
+        progress=_within(report, None, 0.0, 0.5),
+    )
+    if scheme in CALIBRATED:
+        details = quantization.details | {"calibration": traced.calibration_source}
+        quantization = quantization.model_copy(update={"details": details})
     report("comparing with PyTorch", 0.5)
     asked = quantization.details.get("session_options", {})
     outputs = run_graph(target, traced.feeds, scheme, session_options=asked)

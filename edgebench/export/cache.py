@@ -76,6 +76,9 @@ def request_key(
         "seq_len": request.seq_len,
         "data": request.data and [request.data.name, sha256_file(request.data)],
         "labels": request.labels,
+        "calibration": request.calibration
+        and [request.calibration.name, sha256_file(request.calibration)],
+        "mixed_bits": request.mixed_bits,
         "via": request.via,
         "format": request.format,
         "evaluation_limit": request.evaluation_limit,

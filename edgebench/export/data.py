@@ -1,4 +1,4 @@
-"""Labelled text from a file: JSON Lines, CSV or Parquet, with a ``text`` and a ``label`` column."""
+"""Text from a file: with a ``text`` and a ``label`` column (JSON Lines, CSV, Parquet), or alone."""
 
 from __future__ import annotations
 
@@ -69,6 +69,32 @@ def read_data(path: Path) -> LabelledText:
     return LabelledText(tuple(texts), tuple(labels), source)
 
 
+def read_texts(path: Path) -> tuple[str, ...]:
+    """Unlabelled text: the column ``text`` of JSON Lines or CSV, else a text a line.
+
+    Raises:
+        InputError: the file is missing, is not text, or has none.
+    """
+    forms = {".jsonl": _jsonl, ".ndjson": _jsonl, ".csv": _csv}
+    reader = forms.get(path.suffix.lower(), _lines)
+    try:
+        rows = [row.get("text") for row in reader(path)]
+    except UnicodeDecodeError as error:
+        raise InputError("the calibration file is not UTF-8 text", where=str(path)) from error
+    except OSError as error:
+        raise InputError(
+            f"the calibration file can't be read: {error.strerror or error}", where=str(path)
+        ) from error
+    texts = tuple(text for text in rows if isinstance(text, str) and text.strip())
+    if not texts:
+        raise InputError(
+            "the calibration file holds no text",
+            where=str(path),
+            fix="Give one text a line, or a file with a column text.",
+        )
+    return texts
+
+
 _COLUMNS = "Every row needs text and label (a name, or a number from 0)."
 
 
@@ -117,6 +143,12 @@ def _jsonl(path: Path) -> Iterable[Mapping[str, Any]]:
 def _csv(path: Path) -> Iterable[Mapping[str, Any]]:
     with path.open(encoding="utf-8", newline="") as stream:
         yield from csv.DictReader(stream)
+
+
+def _lines(path: Path) -> Iterable[Mapping[str, Any]]:
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            yield {"text": line.strip()}
 
 
 def _parquet(path: Path) -> Iterable[Mapping[str, Any]]:

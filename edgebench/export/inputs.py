@@ -19,6 +19,11 @@ from edgebench.export.module import Feed
 #: Rows of inputs.npz: enough that a timing loop does not see one text over and over.
 TIMING_ROWS = 64
 
+#: Rows of a calibration set, and tokens of a row: 16,384 positions. Measured with MiniLM:
+#: docs/quantization.md.
+CALIBRATION_ROWS = 128
+CALIBRATION_TOKENS = 128
+
 _MASK = "attention_mask"
 _SHORTEST = 8
 
@@ -73,6 +78,10 @@ class Tokens:
                 fix=f"Give at most {self._longest}.",
             )
 
+    def at_most(self, length: int) -> int:
+        """This many tokens, or as many as the model takes."""
+        return min(length, self._longest)
+
     def lengths_for_parity(self, seq_len: int) -> tuple[int, ...]:
         """Sequence lengths, besides seq_len, at which the graph is checked."""
         wanted = {1, 2, 17, min(256, self._longest), min(seq_len * 2, self._longest)}
@@ -114,6 +123,33 @@ def timing_inputs(
         if padded := int((~_full(joined)).sum()):
             said.append(f"{padded} of them padded")
     return TimingInputs(arrays, f"{source}: {', '.join(said)} to {seq_len} tokens")
+
+
+def calibration_feeds(tokens: Tokens, texts: tuple[str, ...]) -> list[Feed]:
+    """Rows for fitting weights, in batches of 16: no text twice, short ones joined to fill a row.
+
+    Fewer than ``CALIBRATION_ROWS`` rows where the texts end; the last may be padded under the mask.
+    """
+    length = tokens.at_most(CALIBRATION_TOKENS)
+    rows: list[str] = []
+    words: list[str] = []
+    for text in texts:
+        words += text.split()
+        if len(words) >= length:  # a word has at least one token
+            rows.append(" ".join(words))
+            words = []
+        if len(rows) == CALIBRATION_ROWS:
+            break
+    else:
+        if words:
+            rows.append(" ".join(words))
+    if not rows:
+        return []
+    arrays = tokens.encode(tuple(rows), length)
+    return [
+        {name: array[start : start + 16] for name, array in arrays.items()}
+        for start in range(0, len(rows), 16)
+    ]
 
 
 def parity_feeds(tokens: Tokens, timing: TimingInputs, texts: tuple[str, ...]) -> list[Feed]:

@@ -13,7 +13,7 @@ from edgebench.errors import CheckpointError, ExportError, UsageError
 from edgebench.export import cache
 from edgebench.export.base import BaseModel, locate, read_base, require_tokenizer
 from edgebench.export.checkpoint import AdapterCheckpoint, id2label, read_adapter
-from edgebench.export.data import LabelledText, label_indices, read_data
+from edgebench.export.data import LabelledText, label_indices, read_data, read_texts
 from edgebench.export.exporter import AdapterFacts, FoundExporter, Task, find_exporter
 from edgebench.export.request import ExportRequest, safe_name
 from edgebench.workspace import builtin_root
@@ -35,6 +35,7 @@ class Plan:
     data: LabelledText | None
     held_out: LabelledText | None
     truth: npt.NDArray[np.int64] | None
+    calibration: tuple[str, ...] | None
     key: str
 
     @property
@@ -76,6 +77,7 @@ def make_plan(request: ExportRequest) -> Plan:
     if data and task == "text-classification" and num_labels:
         held_out = data.first(request.evaluation_limit)
         truth = np.array(label_indices(held_out, labels or None, num_labels), dtype=np.int64)
+    calibration = read_texts(request.calibration) if request.calibration else None
     name = request.name or safe_name(adapter.name if adapter else base.path.resolve().name)
     return Plan(
         request=request,
@@ -90,6 +92,7 @@ def make_plan(request: ExportRequest) -> Plan:
         data=data,
         held_out=held_out,
         truth=truth,
+        calibration=calibration,
         key=cache.request_key(request, name, base, adapter, found),
     )
 

@@ -11,7 +11,7 @@ from typing import Literal
 from edgebench.artifact import Format
 from edgebench.errors import UsageError
 from edgebench.export.torch_artifact import PRECISIONS
-from edgebench.quantize import SCHEMES, check_scheme
+from edgebench.quantize import CALIBRATED, MIXED_BITS, SCHEMES, check_scheme
 
 #: Called with the name of a step and the share of the whole that is done (0 to 1), or None.
 Progress = Callable[[str, float | None], None]
@@ -40,6 +40,9 @@ class ExportRequest:
         via: "torch" (our own road) or "optimum".
         evaluation_limit: evaluate on only the first this many labelled rows.
         format: "onnx" for ONNX Runtime, or "torch": a checkpoint that PyTorch runs.
+        calibration: text that weights of few bits are fitted to: one text a line, or JSON
+            Lines or CSV with a column ``text``. None takes the texts of the timing inputs.
+        mixed_bits: budget of the scheme "mixed", in stored bits a weight over all weights.
         exporter_dirs: directories of exporter files, the first to look in first; None means the
             built-in ones. Exporter files are code: the caller decides whose may run.
     """
@@ -56,6 +59,8 @@ class ExportRequest:
     via: Road = "torch"
     evaluation_limit: int | None = None
     format: Format = "onnx"
+    calibration: Path | None = None
+    mixed_bits: float = MIXED_BITS
     exporter_dirs: tuple[Path, ...] | None = None
 
 
@@ -104,6 +109,18 @@ def validate(request: ExportRequest) -> None:
         raise UsageError(
             "neither an adapter nor a base model is given", fix="Give an adapter, --base, or both."
         )
+    if request.calibration is not None and not CALIBRATED.intersection(request.quants):
+        raise UsageError(
+            "no precision that was asked for uses calibration text",
+            where="--calibration",
+            fix=f"Those that do: {', '.join(sorted(CALIBRATED))}.",
+        )
+    if not 0 < request.mixed_bits <= 32:
+        raise UsageError(
+            f"the budget must be between 0 and 32 bits a weight, not {request.mixed_bits:g}",
+            where="--mixed-bits",
+            fix="Try 3.5.",
+        )
     if request.labels is not None and len(set(request.labels)) != len(request.labels):
         raise UsageError("a label is given twice", where="--labels")
 
@@ -115,7 +132,7 @@ def _check_precision(scheme: str, form: Format) -> None:
             where="--quant",
             fix=f"It has {', '.join(PRECISIONS)}; quantised schemes are --format onnx.",
         )
-    if form == "onnx" and scheme in PRECISIONS and scheme != "fp32":
+    if form == "onnx" and scheme in PRECISIONS and scheme not in SCHEMES:
         raise UsageError(
             f"the format onnx has no precision {scheme!r}",
             where="--quant",

@@ -1,21 +1,23 @@
 """Quantisation schemes: one fp32 ONNX file in, one quantised ONNX file out.
 
-Each scheme is one module with one function ``convert(source, target, progress)``; this registry
-names them and imports a scheme only when it is used, so importing the package costs nothing.
-To add a scheme, write its module and name it here.
+Each scheme is one module with one function ``convert(source, target, progress, **options)``; this
+registry names them with the options that each takes, and imports a scheme only when it is used, so
+importing the package costs nothing. To add a scheme, write its module and name it here.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from edgebench.errors import InputError, UsageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from edgebench.artifact import Quantization
 
 Progress = Callable[[str, float | None], None]
@@ -23,15 +25,26 @@ Progress = Callable[[str, float | None], None]
 
 _MODULES = {
     "fp32": "edgebench.quantize.fp32",
+    "fp16": "edgebench.quantize.fp16",
     "int8": "edgebench.quantize.int8",
+    "int4": "edgebench.quantize.int4",
     "int3": "edgebench.quantize.int3",
+    "mixed": "edgebench.quantize.mixed",
 }
 
 SCHEMES: tuple[str, ...] = tuple(_MODULES)
 
+CALIBRATED = frozenset({"int4", "int3", "mixed"})
+"""Schemes that use calibration inputs."""
+
+MIXED_BITS = 3.5
+"""The budget of the scheme mixed where none is given."""
+
 
 class _Scheme(Protocol):
-    def convert(self, source: Path, target: Path, progress: Progress) -> Quantization: ...
+    def convert(
+        self, source: Path, target: Path, progress: Progress, **options: Any
+    ) -> Quantization: ...
 
 
 def check_scheme(name: str) -> str:
@@ -52,7 +65,13 @@ def check_scheme(name: str) -> str:
 
 
 def quantize(
-    source: Path, target: Path, scheme: str, *, progress: Progress | None = None
+    source: Path,
+    target: Path,
+    scheme: str,
+    *,
+    calibration: Sequence[Mapping[str, NDArray[Any]]] | None = None,
+    mixed_bits: float = MIXED_BITS,
+    progress: Progress | None = None,
 ) -> Quantization:
     """Write ``source`` to ``target`` with its weights stored as ``scheme`` says.
 
@@ -63,6 +82,9 @@ def quantize(
         target: the ONNX file to write; ``<target>.data`` appears beside it when the weights
             do not fit into one protobuf (2 GiB).
         scheme: one of ``SCHEMES``.
+        calibration: inputs of the model, batch by batch, that the schemes of ``CALIBRATED`` fit
+            weights to; the others ignore them. Without any, int4 and int3 round plainly.
+        mixed_bits: the budget of the scheme mixed, in stored bits a weight over all weights.
         progress: called from time to time.
 
     Returns:
@@ -70,7 +92,8 @@ def quantize(
 
     Raises:
         UsageError: there is no such scheme.
-        InputError: the source is missing, not ONNX, or holds weights that cannot be quantised.
+        InputError: the source is missing, not ONNX, or holds weights that cannot be quantised;
+            or calibration inputs are too few, or missing where a scheme cannot do without.
         StorageError: the target cannot be written.
     """
     module = _MODULES[check_scheme(scheme)]
@@ -79,7 +102,10 @@ def quantize(
     if target.exists() and target.samefile(source):
         raise UsageError("source and target are the same file", where=str(source))
     implementation = cast(_Scheme, importlib.import_module(module))
-    return implementation.convert(source, target, progress or _silent)
+    options: dict[str, Any] = {"calibration": calibration} if scheme in CALIBRATED else {}
+    if scheme == "mixed":
+        options["budget"] = mixed_bits
+    return implementation.convert(source, target, progress or _silent, **options)
 
 
 def _silent(_what: str, _fraction: float | None) -> None:

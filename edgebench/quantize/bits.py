@@ -1,10 +1,10 @@
 """Counting the bits that a graph stores its weights in, read off the graph itself.
 
 Parameters are the floating-point initialisers of one dimension or more (weights, biases, norms) and
-what quantised weights were made of: planes and scales of ``edgebench`` nodes, and the integers,
-scales and zero points that ONNX Runtime's quantiser names ``<weight>_quantized``,
-``<weight>_scale`` and ``<weight>_zero_point``. Scalars and integer constants (shapes, position ids)
-are not parameters. A tensor that several nodes share counts once.
+what quantised weights were made of: planes, codes and scales of ``edgebench`` nodes and of blocked
+DequantizeLinear, and the integers, scales and zero points that ONNX Runtime's quantiser names
+``<weight>_quantized``, ``<weight>_scale`` and ``<weight>_zero_point``. Scalars and integer
+constants (shapes, position ids) are not parameters. A tensor that several nodes share counts once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from edgebench.quantize.functions import DOMAIN
+from edgebench.quantize.functions import DOMAIN, GATHER4
 
 _BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
@@ -59,7 +59,7 @@ class Bits:
 def count(model: onnx.ModelProto) -> Bits:
     """The bits of a model's main graph; the weights themselves need not be loaded."""
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    weights = dict(_three_bit(model.graph)) | dict(_integer(tensors))
+    weights = dict(_blocked(model.graph, tensors)) | dict(_integer(tensors))
     quantized_weights = sum(weights.values())
     storage = {name for group in weights for name in group}
     quantized_bits = sum(_bits(tensors[name]) for name in storage if name in tensors)
@@ -77,14 +77,33 @@ def count(model: onnx.ModelProto) -> Bits:
     )
 
 
-def _three_bit(graph: onnx.GraphProto) -> list[tuple[tuple[str, ...], int]]:
-    """Names of (low, high, scales) and N K, for each node of ours."""
-    found = []
+def _blocked(
+    graph: onnx.GraphProto, tensors: dict[str, TensorProto]
+) -> list[tuple[tuple[str, ...], int]]:
+    """Names of (codes .., scales) and the number of weights, for each node that decodes one."""
+    producers = {name: node for node in graph.node for name in node.output}
+
+    def stored(name: str) -> str:
+        """The initialiser behind a Cast or a look-up."""
+        while name not in tensors and name in producers:
+            if producers[name].op_type not in ("Cast", "Gather"):
+                break
+            name = producers[name].input[0]
+        return name
+
+    found: list[tuple[tuple[str, ...], int]] = []
     for node in graph.node:
-        if node.domain == DOMAIN:
-            attributes = {a.name: a.i for a in node.attribute}
+        attributes = {a.name: a.i for a in node.attribute}
+        if node.domain == DOMAIN and node.op_type == GATHER4:
+            rows = tensors[node.input[0]].dims[0]
+            found.append((tuple(node.input[:2]), rows * attributes["K"]))
+        elif node.domain == DOMAIN:
             start = 0 if node.op_type.startswith("Gather") else 1
             found.append((tuple(node.input[start : start + 3]), attributes["N"] * attributes["K"]))
+        elif node.op_type == "DequantizeLinear" and attributes.get("block_size"):
+            codes, scales = (stored(name) for name in node.input[:2])
+            if codes in tensors:
+                found.append(((codes, scales), math.prod(tensors[codes].dims)))
     return found
 
 

@@ -1,12 +1,16 @@
-"""The bodies of ``edgebench::MatMul3Bit`` and ``edgebench::Gather3Bit`` in standard ONNX.
+"""The bodies of ``MatMul3Bit``, ``Gather3Bit`` and ``Gather4Bit`` (domain edgebench) in ONNX.
 
-Both read weights in the planes of ``packing`` and fp16 scales [N, ceil(K / block_size)], and stand
-in the model as local functions. A runtime that has no kernel for them inlines the body; one that
-has a kernel of that name and domain takes the node over.
+The first two read weights in the planes of ``packing`` and fp16 scales [N, ceil(K / block_size)].
+All stand in the model as local functions. A runtime that has no kernel for them inlines the body;
+one that has a kernel of that name and domain takes the node over.
 
     MatMul3Bit(X [.., K], low, high, scales) -> Y [.., N]     Y = X W^T
     Gather3Bit(low, high, scales, indices [..]) -> Y [.., K]  Y = W[indices]
     W[n, k] = scales[n, k div block_size] * code[n, k]        attributes K, N, block_size
+
+``Gather4Bit(codes, scales, indices)``, attributes K and block_size, is the same look-up in rows of
+two's complement nibbles [N, ceil(K / 2)], the low one first. (A matrix of four bits needs no
+function: ONNX has INT4, and a blocked DequantizeLinear of it before a MatMul.)
 
 A plane is decoded by looking its bytes up in a table of 256 rows: four codes' low bits, or eight
 codes' sign bits at their weight of -4; BitwiseOr joins the two. Only the rows that are looked up
@@ -28,14 +32,19 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from edgebench.quantize.packing import CODES_PER_HIGH_BYTE, CODES_PER_LOW_BYTE, LOWEST
+from edgebench.quantize.packing import (
+    CODES_PER_BYTE,
+    CODES_PER_HIGH_BYTE,
+    CODES_PER_LOW_BYTE,
+    LOWEST,
+)
 
 DOMAIN = "edgebench"
 DOMAIN_VERSION = 1
 OPSET = 21
 """Blocked DequantizeLinear and INT4 are of opset 21."""
 
-MATMUL, GATHER = "MatMul3Bit", "Gather3Bit"
+MATMUL, GATHER, GATHER4 = "MatMul3Bit", "Gather3Bit", "Gather4Bit"
 ATTRIBUTES = ("K", "N", "block_size")
 
 
@@ -62,6 +71,26 @@ def gather() -> onnx.FunctionProto:
     scales = body.node("Cast", [scales], to=TensorProto.FLOAT)
     body.dequantize(rows, scales, axis=-1, output="Y")
     return body.function(GATHER, ["low", "high", "scales", "indices"])
+
+
+def gather4() -> onnx.FunctionProto:
+    """Y = W[indices] of a table of nibbles, decoding only the rows that are looked up."""
+    body = _Body()
+    bytes_ = body.node("Gather", ["codes", "indices"], axis=0)
+    index = body.node("Cast", [bytes_], to=TensorProto.INT32)
+    values = body.node("Constant", [], value=numpy_helper.from_array(_NIBBLE_TABLE))
+    fields = body.node("Gather", [values, index], axis=0)
+    # Not -1 for the last: a look-up of nothing would leave it undecided.
+    width = body.node("Shape", [bytes_], start=-1)
+    width = body.node("Mul", [width, body.ints([CODES_PER_BYTE])])
+    shape = body.node("Concat", [body.node("Shape", ["indices"]), width], axis=0)
+    rows = body.node("Reshape", [fields, shape])
+    k = body.attribute("K")
+    rows = body.node("Slice", [rows, body.ints([0]), k, body.ints([-1])])
+    scales = body.node("Gather", ["scales", "indices"], axis=0)
+    scales = body.node("Cast", [scales], to=TensorProto.FLOAT)
+    body.dequantize(rows, scales, axis=-1, output="Y")
+    return body.function(GATHER4, ["codes", "scales", "indices"], ["K", "block_size"])
 
 
 class _Body:
@@ -111,7 +140,9 @@ class _Body:
         self.nodes[-1].attribute.append(_reference("block_size", "block_size"))
         return name
 
-    def function(self, name: str, inputs: Sequence[str]) -> onnx.FunctionProto:
+    def function(
+        self, name: str, inputs: Sequence[str], attributes: Sequence[str] = ATTRIBUTES
+    ) -> onnx.FunctionProto:
         return helper.make_function(
             DOMAIN,
             name,
@@ -119,7 +150,7 @@ class _Body:
             ["Y"],
             self.nodes,
             [helper.make_opsetid("", OPSET)],
-            attributes=list(ATTRIBUTES),
+            attributes=list(attributes),
         )
 
 
@@ -131,9 +162,15 @@ def _fields(width: int, bits: int, weight: int) -> NDArray[np.int8]:
 
 _LOW_TABLE = _fields(CODES_PER_LOW_BYTE, 2, 1)
 _HIGH_TABLE = _fields(CODES_PER_HIGH_BYTE, 1, LOWEST)
+# Sign extension: what lies above 7 is 16 too high.
+_NIBBLE_TABLE = ((_fields(CODES_PER_BYTE, 4, 1) + 8) % 16 - 8).astype(np.int8)
 
 
 def _reference(attribute: str, function_attribute: str) -> onnx.AttributeProto:
     return onnx.AttributeProto(
         name=attribute, ref_attr_name=function_attribute, type=onnx.AttributeProto.INT
     )
+
+
+BODIES = {MATMUL: matmul, GATHER: gather, GATHER4: gather4}
+"""The functions of our domain, by name."""

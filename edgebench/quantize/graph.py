@@ -153,7 +153,7 @@ class Graph:
         for index, node in enumerate(self.proto.node):
             kept.extend(nodes.get(index, [node]))
         kept = _live(kept, {value.name for value in self.proto.output})
-        used = _read(kept) | {value.name for value in self.proto.output}
+        used = values_read(kept) | {value.name for value in self.proto.output}
         initializers = [t for t in self.proto.initializer if t.name in used] + added
         produced = {name for node in kept for name in node.output}
         shapes = [v for v in self.proto.value_info if v.name in produced]
@@ -214,14 +214,14 @@ def _plain(node: onnx.NodeProto) -> bool:
     )
 
 
-def _read(nodes: list[onnx.NodeProto]) -> set[str]:
+def values_read(nodes: list[onnx.NodeProto]) -> set[str]:
     """Every value that nodes or their subgraphs read."""
     found: set[str] = set()
     for node in nodes:
         found.update(node.input)
         for attribute in node.attribute:
             for graph in [attribute.g, *attribute.graphs]:
-                found |= _read(list(graph.node)) | {value.name for value in graph.output}
+                found |= values_read(list(graph.node)) | {value.name for value in graph.output}
     return found
 
 
@@ -232,5 +232,5 @@ def _live(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto
     for node in reversed(nodes):
         if needed.intersection(node.output):
             kept.append(node)
-            needed |= _read([node])
+            needed |= values_read([node])
     return kept[::-1]

@@ -1,4 +1,4 @@
-"""Three-bit integers in two planes of bytes: the bit arithmetic, and nothing else.
+"""Three-bit integers in two planes of bytes, and nibbles: the bit arithmetic, and nothing else.
 
 A code is a two's complement 3-bit integer in -4..3. A row of K codes, padded with zeros to K8, the
 next multiple of eight, is stored as
@@ -8,6 +8,8 @@ next multiple of eight, is stored as
 
 so three bits a code, every code within whole bytes, and eight consecutive codes within three bytes.
 The planes decode with shifts and masks alone, which is what ``functions`` does in ONNX.
+
+Four-bit codes in -8..7 are stored as ONNX stores INT4: two a byte, the first in the low nibble.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 
 CODES_PER_LOW_BYTE = 4
 CODES_PER_HIGH_BYTE = 8
+CODES_PER_BYTE = 2
 LOWEST, HIGHEST = -4, 3
 
 
@@ -51,6 +54,23 @@ def unpack(low: NDArray[np.uint8], high: NDArray[np.uint8], k: int) -> NDArray[n
     sign = np.unpackbits(high, axis=1, bitorder="little")
     # Sign extension: the third bit weighs -4.
     return (two.astype(np.int8) - 4 * sign.astype(np.int8))[:, :k]
+
+
+def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Bytes [N, ceil(K / 2)] of codes [N, K] in -8..7.
+
+    Raises:
+        ValueError: the codes are not a matrix, or one lies outside -8..7.
+    """
+    if codes.ndim != 2:
+        raise ValueError(f"codes must be a matrix, not of shape {codes.shape}")
+    if codes.size and (codes.min() < -8 or codes.max() > 7):
+        raise ValueError("codes must lie in -8..7")
+    rows, k = codes.shape
+    nibbles = np.zeros((rows, k + k % CODES_PER_BYTE), np.uint8)
+    nibbles[:, :k] = codes.view(np.uint8) & 15
+    packed: NDArray[np.uint8] = nibbles[:, ::2] | nibbles[:, 1::2] << 4
+    return packed
 
 
 def stored_bits(n: int, k: int, block_size: int, *, scale_bits: int = 16) -> int:

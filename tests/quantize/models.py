@@ -170,6 +170,12 @@ def transformer(
     )
 
 
+def calibration(tokens: int = 1024, *, vocabulary: int = 500) -> list[dict[str, NDArray[Any]]]:
+    """Inputs for ``transformer``: rows of 32 tokens, drawn unevenly, in batches of eight."""
+    rows = np.random.default_rng(7).zipf(1.3, (tokens // 32, 32)) % vocabulary
+    return [{"input_ids": rows[i : i + 8]} for i in range(0, len(rows), 8)]
+
+
 def save(proto: onnx.ModelProto, path: Path) -> Path:
     onnx.save(proto, path)
     return path

