@@ -82,6 +82,7 @@ async def examine(device: Device) -> Report:
             *_clock(clock),
             *_identity(session),
             *_runtime(session, offered),
+            *_native(session, offered),
             *_space(session, looked["state"]),
             *_load(looked["state"], looked["later"]),
             *_frequency(looked["state"]),
@@ -163,6 +164,20 @@ def _runtime(session: Session, offered: dict[str, Any]) -> Iterator[Finding]:
         return
     pinned = f"CPU {','.join(map(str, place.cpus))}" if place.cpus else "not pinned"
     yield Finding("ok", f"{wanted}, {place.threads} thread{'s'[: place.threads > 1]} on {pinned}")
+
+
+def _native(session: Session, offered: dict[str, Any]) -> Iterator[Finding]:
+    native = offered.get("native")
+    if native is None or session.device.runtime.kind != "onnxruntime":
+        return
+    if "warning" in native:
+        yield Finding(
+            "warn", native["warning"], "Until then ONNX Runtime's own 4-bit kernel serves."
+        )
+    elif native:
+        yield Finding("ok", f"native few-bit kernels {native['version']}: {native['kernel']}")
+    else:
+        yield Finding("--", "no native 3-bit kernel: ONNX Runtime's own 4-bit kernel serves")
 
 
 def _space(session: Session, state: dict[str, Any]) -> Iterator[Finding]:

@@ -61,6 +61,7 @@ class Code(StrEnum):
     NO_ENERGY = "no-energy"
     WITHHELD = "withheld"
     THROTTLED_SINCE_BOOT = "throttled-since-boot"
+    NATIVE_UNUSED = "native-unused"
     GOVERNOR = "governor"
     ENERGY_NOTE = "energy-note"
     ACCURACY_UNMEASURED = "accuracy-unmeasured"
@@ -307,6 +308,12 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             "the device was held back at some time since boot: {what} (throttled={flags})",
             "Not seen while measuring, but the flag stays set and would hide a short repeat.",
             "Reboot before measuring to clear the flags.",
+        ),
+        Code.NATIVE_UNUSED: Rule(
+            _N,
+            "edgebench's kernels were not used: {why}",
+            "ONNX Runtime computed the few-bit weights with its own 4-bit kernel instead.",
+            "Build native/ for this device, or unset EDGEBENCH_NATIVE (docs/native.md).",
         ),
         Code.GOVERNOR: Rule(
             _N,

@@ -96,6 +96,10 @@ def judge(recording: Recording, samples: Samples, state: State, artifact_index: 
         *_clock(samples),
         *health.check(recording, samples, state),
     ]
+    for solo in recording.solo:
+        warning = (solo.execution.get("native") or {}).get("warning")
+        if solo.artifact == artifact_index and warning:
+            found.append(reason(Code.NATIVE_UNUSED, why=warning))
     if not any(s.artifact == artifact_index and s.accuracy for s in recording.solo):
         found.append(reason(Code.ACCURACY_UNMEASURED))
     return decide(found)

@@ -41,6 +41,7 @@ import functools
 import gc
 import glob
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -463,6 +464,11 @@ class OnnxRuntime(Runtime):
         self.entries = dict(options.get("session_options", {}))
         for key, value in sorted(self.entries.items()):
             settings.add_session_config_entry(key, str(value))
+        self.native: Document = {}
+        if options.get("native") and options["provider"] == "CPUExecutionProvider":
+            self.native = native_kernels()
+            if "path" in self.native:
+                settings.register_custom_ops_library(self.native["path"])
         wanted = options["provider"]
         offered = onnxruntime.get_available_providers()
         if wanted not in offered:
@@ -497,7 +503,41 @@ class OnnxRuntime(Runtime):
         return self.session.run(None, {name: feed[name] for name in self.inputs})[0]
 
     def execution(self) -> Document:
-        return {"providers": self.session.get_providers(), "session_options": self.entries}
+        found = {"providers": self.session.get_providers(), "session_options": self.entries}
+        return dict(found, native=self.native) if self.native else found
+
+
+#: The signatures and layouts of edgebench's own ops that this version exports.
+NATIVE_ABI = 1
+
+
+def native_kernels() -> Document:
+    """The library of few-bit kernels on this device: {"path", "version", "kernel"}, or {"warning"}
+    where there is one that can't be used, or {} where there is none.
+
+    Without it ONNX Runtime computes the ops' bodies, which are in the model's file.
+    """
+    path = os.environ.get("EDGEBENCH_NATIVE")
+    if not path:
+        found = importlib.util.find_spec("edgebench_native")
+        if found is None or not found.origin:
+            return {}
+        path = os.path.join(os.path.dirname(found.origin), "libedgebench_ops.so")
+    try:
+        library = ctypes.CDLL(path)
+        library.edgebench_native_version.restype = ctypes.c_char_p
+        library.edgebench_native_kernel.restype = ctypes.c_char_p
+        version, kernel = library.edgebench_native_version(), library.edgebench_native_kernel()
+        abi = int(library.edgebench_native_abi())
+    except OSError as error:
+        return {"warning": f"{path} can't be loaded on this device: {error}"}
+    except AttributeError:
+        return {"warning": f"{path} is not a library of edgebench's kernels"}
+    if abi != NATIVE_ABI:
+        return {"warning": f"{path} has ABI {abi}, this edgebench writes for ABI {NATIVE_ABI}"}
+    if kernel is None:
+        return {"warning": f"{path} has no kernel for this CPU"}
+    return {"path": path, "version": version.decode(), "kernel": kernel.decode()}
 
 
 def provider_options(options: Mapping[str, Any]) -> dict[str, str]:
@@ -892,7 +932,7 @@ def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, in
     entries = dict(entry.get("session_options", {}))
     if x86_without_vnni():
         entries.update(entry.get("session_options_x86_without_vnni", {}))
-    options = dict(protocol["runtime"], session_options=entries)
+    options = dict(protocol["runtime"], session_options=entries, native=entry.get("native"))
     model = os.path.join(entry["path"], entry["model"]) if entry.get("model") else None
     begin = clock()
     runtime = made(model, options)
@@ -1657,7 +1697,7 @@ class Server:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
             return {"missing": lines[-1] if lines else f"exit status {done.returncode}"}
         # What a library says while it is imported comes before our line.
-        return {"runtime": json.loads(done.stdout.splitlines()[-1])}
+        return {"runtime": json.loads(done.stdout.splitlines()[-1]), "native": native_kernels()}
 
     # -- files, by digest
 

@@ -23,6 +23,10 @@ from edgebench.results.store import Store
 _SESSION_OPTIONS = ("session_options", "session_options_x86_without_vnni")
 
 
+#: Weights of fewer bits stand in ops of our own domain.
+_NATIVE_BELOW_BITS = 8
+
+
 async def build_plan(
     session: Session,
     run_id: str,
@@ -140,6 +144,8 @@ def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
         "model": manifest.model,
         "inputs": manifest.data.inputs,
         "evaluation": manifest.data.evaluation,
+        # Ops of our own domain, for which a device may have kernels.
+        "native": manifest.quantization.storage_bits < _NATIVE_BELOW_BITS,
         "label": f"{artifact.name} {manifest.quantization.scheme}",
         **{key: dict(details[key]) for key in _SESSION_OPTIONS if key in details},
     }

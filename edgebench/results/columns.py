@@ -67,6 +67,7 @@ LATENCY: tuple[Column, ...] = (
     Column("runtime", "string", "", "what executed the model"),
     Column("runtime_version", "string", "", "its version on the device"),
     Column("provider", "string", "", "its execution provider"),
+    Column("native_kernel", "string", "", "edgebench's own kernel that computed; empty: none"),
     Column("threads", "integer", "", "its threads within one operator"),
     Column("scenario", "string", "", "single-stream or offline"),
     Column("batch", "integer", "", "samples in one call"),

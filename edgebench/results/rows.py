@@ -161,7 +161,9 @@ def _solo(recording: Recording, index: int) -> Row:
     solo = next((s for s in recording.solo if s.artifact == index), None)
     if solo is None:
         return {}
+    native = solo.execution.get("native") or {}
     row: Row = {
+        "native_kernel": f"{native['kernel']} {native['version']}" if "kernel" in native else None,
         "memory_peak_rss_mb": _megabytes(solo.peak_rss_bytes),
         "memory_baseline_rss_mb": _megabytes(solo.baseline_rss_bytes),
     }
