@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +18,9 @@ from edgebench.errors import ProfileError
 from edgebench.measure import RunOptions, meters, run
 from edgebench.recording import PHASES
 from edgebench.results.tables import build
-from tests.measure.bench import QUICK, Bench
+from tests.measure.bench import QUICK, REPOSITORY, Bench
 from tests.measure.power_world import BUSY_W, REST_W, PowerWorld
+from tests.meters import fake_nvml
 
 #: Two launches with windows as short as a 10 ms sensor allows.
 METERED = replace(QUICK, launches=2, energy_window_s=0.5, energy_precision=0.3)
@@ -183,3 +187,33 @@ def test_doctor_opens_the_meter(bench: Bench, world: PowerWorld):
     report = asyncio.run(examine(bench.device(meter(world))))
     (failed,) = [f for f in report.findings if f.what.startswith("meter hwmon")]
     assert failed.level == "FAIL"
+
+
+def gpu_world() -> fake_nvml.World:
+    """A GPU that draws 300 W, give or take 3, whatever runs."""
+    gpu = fake_nvml.Gpu(power_w=lambda second: 300 + 3 * math.sin(40 * second))
+    return fake_nvml.World([gpu], real_time=True)
+
+
+def test_nvml_s_counter_fills_the_row_and_its_power_checks_it(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The driver's library is played; everything from its binding on is what a GPU machine runs."""
+    fakes = fake_nvml.as_package(tmp_path / "fakes", f"{__name__}:gpu_world")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(fakes), str(REPOSITORY)]))
+    monkeypatch.setattr(meters, "MIN_ROUNDS", 1)
+    options = replace(
+        METERED, launches=1, energy_window_s=7.0, energy_max_duration_s=1.0, energy_precision=0.5
+    )
+    loaded = measured(bench, '[[meters]]\nkind = "nvml"\n', options)
+    (found,) = loaded.recording.meters
+    assert [channel.quantity for channel in found.channels] == ["energy", "power"]
+    (row,) = build([loaded]).energy.to_dict("records")
+    (window,) = loaded.recording.launches[0].energy_windows
+    a_call_s = (window.end_ns - window.begin_ns) / 1e9 / window.calls
+    assert row["energy_per_inference_j"] == pytest.approx(300 * a_call_s, rel=0.03), row["reason"]
+    assert row["scope"] == "gpu"
+    assert "total energy" in row["source"]
+    assert "power" in row["cross_check_source"]
+    assert row["cross_check_ratio"] == pytest.approx(1, abs=0.05)
+    assert "sources-disagree" not in row["reasons"]
