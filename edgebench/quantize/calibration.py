@@ -62,6 +62,17 @@ def check(feeds: Sequence[Feed]) -> int:
     return tokens
 
 
+def first(feeds: Sequence[Feed], tokens: int) -> list[Feed]:
+    """The first batches that have so many positions together; all where they have fewer."""
+    taken: list[Feed] = []
+    for feed in feeds:
+        taken.append(feed)
+        tokens -= _positions(feed)
+        if tokens <= 0:
+            break
+    return taken
+
+
 _MORE = "Give more text with --calibration."
 
 

@@ -124,3 +124,8 @@ def test_a_tied_table_has_one_form_with_calibration_as_well(tmp_path):
     assert [node.op_type for node in made.graph.node] == ["Gather3Bit", "MatMul3Bit"]
     assert len(made.graph.initializer) == 3
     assert result.storage_bits_per_weight == 3.5
+
+
+def test_the_first_batches_are_taken_until_they_have_the_tokens():
+    feeds = models.calibration()  # four batches of 256
+    assert [len(calibration.first(feeds, n)) for n in (1, 256, 257, 10_000)] == [1, 1, 2, 4]
