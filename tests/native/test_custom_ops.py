@@ -337,7 +337,7 @@ def test_all_of_this_holds_under_the_sanitizers():
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
+        [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", __file__],
         env=environment,
         capture_output=True,
         text=True,
