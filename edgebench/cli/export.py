@@ -34,8 +34,8 @@ def export(
         str,
         typer.Option(
             "--format",
-            help="onnx, for ONNX Runtime (fp32, fp16, int8, int4, int3, mixed); or torch, a "
-            "checkpoint that PyTorch runs (fp32, fp16, bf16).",
+            help="onnx, for ONNX Runtime (fp32, fp16, int8, int8-static, int4, int3, mixed); or "
+            "torch, a checkpoint that PyTorch runs (fp32, fp16, bf16).",
         ),
     ] = "onnx",
     lowering: Annotated[

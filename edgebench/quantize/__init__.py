@@ -27,6 +27,7 @@ _MODULES = {
     "fp32": "edgebench.quantize.fp32",
     "fp16": "edgebench.quantize.fp16",
     "int8": "edgebench.quantize.int8",
+    "int8-static": "edgebench.quantize.int8_static",
     "int4": "edgebench.quantize.int4",
     "int3": "edgebench.quantize.int3",
     "mixed": "edgebench.quantize.mixed",
@@ -34,7 +35,7 @@ _MODULES = {
 
 SCHEMES: tuple[str, ...] = tuple(_MODULES)
 
-CALIBRATED = frozenset({"int4", "int3", "mixed"})
+CALIBRATED = frozenset({"int8-static", "int4", "int3", "mixed"})
 """Schemes that use calibration inputs."""
 
 MIXED_BITS = 3.5

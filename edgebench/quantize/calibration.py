@@ -62,6 +62,17 @@ def check(feeds: Sequence[Feed]) -> int:
     return tokens
 
 
+def first(feeds: Sequence[Feed], tokens: int) -> list[Feed]:
+    """The first batches that have so many positions together; all where they have fewer."""
+    taken: list[Feed] = []
+    for feed in feeds:
+        taken.append(feed)
+        tokens -= _positions(feed)
+        if tokens <= 0:
+            break
+    return taken
+
+
 _MORE = "Give more text with --calibration."
 
 
@@ -80,8 +91,14 @@ def walk(
         feeds: calibration inputs, batch by batch.
         fit: called once a group; gives new values for initialisers, in their own shapes.
         replaced: initialisers that the quantised stream has replaced from the start (tables).
+
+    Raises:
+        InputError: a feed lacks an input of the model.
     """
     names = {value.name for value in graph.proto.input} - set(graph.initializers)
+    for feed in feeds:
+        if lacking := sorted(names - set(feed)):
+            raise InputError(f"the calibration inputs lack {lacking[0]!r}, which the model takes")
     start = [{n: a for n, a in feed.items() if n in names} for feed in feeds]
     exact, quantised = _Stream(graph, start), _Stream(graph, start, dict(replaced))
     for group in groups:

@@ -49,7 +49,7 @@ def convert(source: Path, target: Path, progress: Progress) -> Quantization:
     graph = Graph(model)
     graph.check_finite()
     graph.expose()
-    narrow = _prepare(model, graph)
+    narrow = prepare(model, graph)
     progress("quantising", 0.2)
     quantized = _quantize(model, narrow, source, target)
     counted = bits.count(quantized)
@@ -82,7 +82,7 @@ def convert(source: Path, target: Path, progress: Progress) -> Quantization:
     )
 
 
-def _prepare(model: onnx.ModelProto, graph: Graph) -> dict[str, str]:
+def prepare(model: onnx.ModelProto, graph: Graph) -> dict[str, str]:
     """Make the model ready for the quantiser, in place; node name -> weight, of narrow weights."""
     # It turns Gemm into MatMul with a transposed weight, and then stops at the shapes noted before.
     del model.graph.value_info[:]

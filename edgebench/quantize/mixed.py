@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 TABLE_WIDTHS = (Width(3, 128), Width(3, 64), Width(4, 64), Width(8, 128))
 MATRIX_WIDTHS = (Width(3, 128), Width(3, 32), Width(4, 128), Width(4, 32), Width(8, 128))
 
+# Tokens of the calibration set that the second moments are taken from: widths are compared with
+# each other, which needs fewer than fitting does.
+_TOKENS = 4096
+
 # Rows of the calibration set that the outputs are compared on: each weight costs one run of them.
 _ROWS = 8
 
@@ -166,7 +170,8 @@ def _options(
 
     progress("reading activations", 0.02)
     matrices = [weight for weight in weights if weight.kind != "Gather"]
-    calibrating.walk(graph, calibrating.grouped(graph, matrices), feeds, note, {})
+    some = calibrating.first(feeds, _TOKENS)
+    calibrating.walk(graph, calibrating.grouped(graph, matrices), some, note, {})
     outputs = _Outputs(graph, weights, feeds)
     options: dict[Key, list[Option]] = {}
     for position, weight in enumerate(weights):

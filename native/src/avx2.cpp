@@ -1,9 +1,9 @@
 // x86-64 with AVX2, FMA and F16C (Haswell, Zen and later).
 //
 // maddubs multiplies bytes u8 x i8 and adds pairs to 16 bits, saturating. Codes reach 7 and values
-// 127, so a pair is at most 1,778: all eight code vectors of a group add up in 16 bits (14,224), and
-// one madd a group widens. Two of the odd code vectors are taken where they lie, 8 times too large
-// (28,448 together), and shifted down after the sum instead of before.
+// 127, so a pair is at most 1,778: all eight code vectors of a group add up in 16 bits (14,224),
+// and one madd a group widens. Two of the odd code vectors are taken where they lie, 8 times too
+// large (28,448 together), and shifted down after the sum instead of before.
 
 #include <immintrin.h>
 

@@ -1,9 +1,10 @@
-// The ops that ONNX Runtime sees: MatMul3Bit, Gather3Bit and Gather4Bit of the domain edgebench, with
-// the inputs, attributes and values of edgebench/quantize/functions.py, whose bodies they stand in
-// for. The look-ups give the body's values bit for bit; the product is rounded as int3.h says.
+// The ops that ONNX Runtime sees: MatMul3Bit, Gather3Bit and Gather4Bit of the domain edgebench,
+// with the inputs, attributes and values of edgebench/quantize/functions.py, whose bodies they
+// stand in for. The look-ups give the body's values bit for bit; the product is rounded as int3.h
+// says.
 //
-// A file may be anybody's: every attribute and shape is checked before a byte is read, and what does
-// not fit is an error status of the runtime's. No exception crosses the border.
+// A file may be anybody's: every attribute and shape is checked before a byte is read, and what
+// does not fit is an error status of the runtime's. No exception crosses the border.
 //
 // Weights that are constants are packed when the session is made. The runtime has no way to give
 // back an initialiser to a custom op (only its own kernels pre-pack), so after packing the kernel
@@ -204,8 +205,8 @@ void let_go(const void* data, size_t bytes) {
 #endif
 }
 
-// A range of work cut for the runtime's threads. The runtime's own loop is C and knows no exception,
-// so the body must not throw.
+// A range of work cut for the runtime's threads. The runtime's own loop is C and knows no
+// exception, so the body must not throw.
 template <class Body>
 void parallel(const OrtApi* api, const OrtKernelContext* context, size_t total, size_t pieces,
               Body body) {
@@ -504,7 +505,8 @@ OrtCustomOpDomain* domain(const OrtApi* api) {
   return made;
 }
 
-// The kernel that EDGEBENCH_NATIVE_KERNEL names, else the fastest here; null for a name without one.
+// The kernel that EDGEBENCH_NATIVE_KERNEL names, else the fastest here; null for a name without
+// one.
 const Kernel* chosen() {
   const char* name = std::getenv("EDGEBENCH_NATIVE_KERNEL");
   return choose(name != nullptr && *name != '\0' ? name : nullptr);

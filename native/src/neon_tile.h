@@ -1,5 +1,6 @@
-// What the two NEON kernels share: a tile is four quarters of 4 rows, a code vector of a quarter one
-// register, and shift-right-and-insert joins the split codes. Included by both files, hence static.
+// What the two NEON kernels share: a tile is four quarters of 4 rows, a code vector of a quarter
+// one register, and shift-right-and-insert joins the split codes. Included by both files, hence
+// static.
 
 #ifndef EDGEBENCH_NEON_TILE_H
 #define EDGEBENCH_NEON_TILE_H

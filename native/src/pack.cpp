@@ -20,6 +20,24 @@ unsigned bits_of(const Planes& planes, size_t row, size_t column) {
   return low | high << 2;
 }
 
+// Four codes of two bits, and four of the third, spread over the bytes of a word.
+struct Spread {
+  uint32_t low[256], high[16];
+  Spread() {
+    for (uint32_t byte = 0; byte < 256; ++byte) {
+      low[byte] = (byte & 3) | (byte & 12) << 6 | (byte & 48) << 12 | (byte & 192) << 18;
+    }
+    for (uint32_t nibble = 0; nibble < 16; ++nibble) {
+      high[nibble] =
+          (nibble & 1) << 2 | (nibble & 2) << 9 | (nibble & 4) << 16 | (nibble & 8) << 23;
+    }
+  }
+};
+
+void put(uint8_t* to, uint32_t word) {
+  for (int t = 0; t < 4; ++t) to[t] = static_cast<uint8_t>(word >> 8 * t);
+}
+
 }  // namespace
 
 float half_to_float(uint16_t half) {
@@ -58,24 +76,28 @@ Packed pack(const Planes& planes, uint8_t* codes, uint16_t* scales) {
   w.groups = ceil_div(planes.k, kGroup);
   w.blocks = ceil_div(planes.k, planes.block);
   w.groups_per_block = planes.block / kGroup;
+  static const Spread spread;
+  const size_t stride = ceil_div(planes.k, 8);
   for (size_t row = 0; row < planes.n; ++row) {
     const size_t tile = row / kTileRows, lane = row % kTileRows;
     for (size_t b = 0; b < w.blocks; ++b) {
       scales[(tile * w.blocks + b) * kTileRows + lane] = planes.scales[row * w.blocks + b];
     }
     for (size_t group = 0; group < w.groups; ++group) {
-      uint8_t* v = codes + (tile * w.groups + group) * kGroupBytes + 4 * lane;
-      for (size_t t = 0; t < 4; ++t) {
-        unsigned c[8];
-        for (size_t j = 0; j < 8; ++j) {
-          const size_t column = group * kGroup + 4 * j + t;
-          // code + 4, modulo 8. Past k the activations are 0, so that the code does not matter.
-          c[j] = column < planes.k ? bits_of(planes, row, column) ^ 4 : 0;
-        }
-        v[t] = static_cast<uint8_t>(c[0] | c[1] << 3 | (c[6] & 3) << 6);
-        v[64 + t] = static_cast<uint8_t>(c[2] | c[3] << 3 | c[6] >> 2 << 6 | c[7] >> 2 << 7);
-        v[128 + t] = static_cast<uint8_t>(c[4] | c[5] << 3 | (c[7] & 3) << 6);
+      // Past the row's bytes codes are 0; past k the activations are, so that these do not matter.
+      uint8_t low[8] = {0}, high[4] = {0};
+      const size_t bytes = stride - 4 * group < 4 ? stride - 4 * group : 4;
+      memcpy(low, planes.low + 2 * (row * stride + 4 * group), 2 * bytes);
+      memcpy(high, planes.high + row * stride + 4 * group, bytes);
+      uint32_t c[8];
+      for (size_t j = 0; j < 8; ++j) {
+        // code + 4, modulo 8: the third bit the other way round.
+        c[j] = (spread.low[low[j]] | spread.high[high[j / 2] >> 4 * (j % 2) & 15]) ^ 0x04040404;
       }
+      uint8_t* v = codes + (tile * w.groups + group) * kGroupBytes + 4 * lane;
+      put(v, c[0] | c[1] << 3 | (c[6] & 0x03030303) << 6);
+      put(v + 64, c[2] | c[3] << 3 | (c[6] & 0x04040404) << 4 | (c[7] & 0x04040404) << 5);
+      put(v + 128, c[4] | c[5] << 3 | (c[7] & 0x03030303) << 6);
     }
   }
   return w;

@@ -1,5 +1,6 @@
-// Rounds one row of activations to int8. Included by every kernel's file and compiled there for that
-// kernel's instruction set, hence static: the same operations, so the same bits, in all of them.
+// Rounds one row of activations to int8. Included by every kernel's file and compiled there for
+// that kernel's instruction set, hence static: the same operations, so the same bits, in all of
+// them.
 
 #ifndef EDGEBENCH_QUANTIZE_ROW_H
 #define EDGEBENCH_QUANTIZE_ROW_H

@@ -1,7 +1,7 @@
 // Every kernel that this processor runs against the scalar one, bit for bit, and the scalar one
 // against X W^T in double, within the bound that int3.h states. No framework: a failure prints what
-// it saw and the program exits 1. Arrays are allocated at their exact sizes, so that a sanitizer sees
-// a byte too far. Usage: kernel_test [seed [cases]]
+// it saw and the program exits 1. Arrays are allocated at their exact sizes, so that a sanitizer
+// sees a byte too far. Usage: kernel_test [seed [cases]]
 
 #include <math.h>
 #include <stdio.h>
@@ -96,7 +96,8 @@ bool same(float a, float b) {
   return memcmp(&a, &b, sizeof a) == 0 || (isnan(a) && isnan(b));
 }
 
-std::vector<float> run(const Kernel& kernel, const Packed& w, const std::vector<float>& x, size_t m) {
+std::vector<float> run(const Kernel& kernel, const Packed& w, const std::vector<float>& x,
+                       size_t m) {
   const Rounded rounded(kernel, w, x, m);
   std::vector<float> y(m * w.n, -1e30f);
   // In two parts, as two threads would.
@@ -106,8 +107,8 @@ std::vector<float> run(const Kernel& kernel, const Packed& w, const std::vector<
   return y;
 }
 
-// The scalar kernel's error bound: int8 rounding of the activations, float's rounding of each block's
-// term and of the running sum, and blocks too small for a normal scale.
+// The scalar kernel's error bound: int8 rounding of the activations, float's rounding of each
+// block's term and of the running sum, and blocks too small for a normal scale.
 void check_bound(const Planes& w, const std::vector<float>& x, size_t m,
                  const std::vector<float>& y) {
   const Case c{m, w.n, w.k, w.block};

@@ -20,14 +20,23 @@ def needs(*programs):
         pytest.skip(f"not installed: {', '.join(missing)}")
 
 
+def _succeed(*command):
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @functools.cache
-def _built(target, options):
+def _configured(options):
     folder = Path(tempfile.mkdtemp(prefix="edgebench-native-"))
     atexit.register(shutil.rmtree, folder)
-    configure = ["cmake", "-S", SOURCE, "-B", folder, *options]
-    for command in (configure, ["cmake", "--build", folder, "--target", target, "-j", "2"]):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    _succeed("cmake", "-S", SOURCE, "-B", folder, *options)
+    return folder
+
+
+@functools.cache
+def _built(target, options):
+    folder = _configured(options)
+    _succeed("cmake", "--build", folder, "--target", target, "-j", "2")
     return folder
 
 

@@ -124,3 +124,15 @@ def test_a_tied_table_has_one_form_with_calibration_as_well(tmp_path):
     assert [node.op_type for node in made.graph.node] == ["Gather3Bit", "MatMul3Bit"]
     assert len(made.graph.initializer) == 3
     assert result.storage_bits_per_weight == 3.5
+
+
+def test_the_first_batches_are_taken_until_they_have_the_tokens():
+    feeds = models.calibration()  # four batches of 256
+    assert [len(calibration.first(feeds, n)) for n in (1, 256, 257, 10_000)] == [1, 1, 2, 4]
+
+
+def test_inputs_that_lack_one_of_the_models_are_refused_by_name(tmp_path):
+    source = models.save(models.transformer(layers=1), tmp_path / "s.onnx")
+    feeds = [{"attention_mask": np.ones((8, 128), np.int64)}]
+    with pytest.raises(InputError, match="lack 'input_ids'"):
+        quantize(source, tmp_path / "t.onnx", "int3", calibration=feeds)

@@ -24,7 +24,7 @@ def source(tmp_path):
 
 
 def test_the_schemes_are_named():
-    assert SCHEMES == ("fp32", "fp16", "int8", "int4", "int3", "mixed")
+    assert SCHEMES == ("fp32", "fp16", "int8", "int8-static", "int4", "int3", "mixed")
     assert [check_scheme(name) for name in SCHEMES] == list(SCHEMES)
 
 

@@ -14,8 +14,8 @@
 // four columns of one row: what dot-product instructions take, and what a broadcast of four
 // activations meets. The offset of 4 is taken out by starting each block's sum at -4 sum(a).
 //
-// Arithmetic, the same to the last bit in every kernel. With q the activations of a block rounded to
-// int8 and sa = max|x| / 127 their scale,
+// Arithmetic, the same to the last bit in every kernel. With q the activations of a block rounded
+// to int8 and sa = max|x| / 127 their scale,
 //     Y = sum over blocks of fma(float(sum of c q - 4 sum of q) * sw, sa, .)      in block order.
 // The integer sums are exact. What rounding to int8 costs: |Y - X W^T| <= sum over blocks of
 // sa / 2 * sum |W|, besides float's own rounding.

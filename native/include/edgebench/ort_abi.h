@@ -1,10 +1,11 @@
 // The few entries of ONNX Runtime's C API that a library of custom ops needs.
 //
-// Neither the Python wheel nor Debian 12 brings onnxruntime_c_api.h, and the library must build on a
-// device that has only the wheel. The API is a table of function pointers whose order never changes
-// ("new functions are only appended", docs/Versioning.md and the comments of struct OrtApi), so the
-// place of an entry and its signature are all that is needed. Places and signatures are those of
-// include/onnxruntime/core/session/onnxruntime_c_api.h; the latest used is ParallelFor, of 1.17.
+// Neither the Python wheel nor Debian 12 brings onnxruntime_c_api.h, and the library must build on
+// a device that has only the wheel. The API is a table of function pointers whose order never
+// changes ("new functions are only appended", docs/Versioning.md and the comments of struct
+// OrtApi), so the place of an entry and its signature are all that is needed. Places and signatures
+// are those of include/onnxruntime/core/session/onnxruntime_c_api.h; the latest used is
+// ParallelFor, of 1.17.
 
 #ifndef EDGEBENCH_ORT_ABI_H
 #define EDGEBENCH_ORT_ABI_H
@@ -100,7 +101,6 @@ using KernelContextGetInput =
     Entry<90, OrtStatus*(const OrtKernelContext*, size_t index, const OrtValue** out)>;
 using KernelContextGetOutput = Entry<91, OrtStatus*(OrtKernelContext*, size_t index,
                                                     const int64_t* dims, size_t count, OrtValue**)>;
-using ReleaseStatus = Entry<93, void(OrtStatus*)>;
 using ReleaseTensorTypeAndShapeInfo = Entry<99, void(OrtTensorTypeAndShapeInfo*)>;
 using KernelInfoGetConstantInputTensor =
     Entry<249, OrtStatus*(const OrtKernelInfo*, size_t index, int* is_constant, const OrtValue**)>;

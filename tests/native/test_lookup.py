@@ -1,0 +1,102 @@
+"""Finding the library, and refusing one that does not fit, with a reason and no crash."""
+
+import subprocess
+import sys
+
+import onnxruntime
+import pytest
+
+from edgebench import native
+from tests.native import building
+
+EM_AARCH64, EM_X86_64 = 183, 62
+"""e_machine, bytes 18 and 19 of an ELF file (elf.h)."""
+
+
+def foreign(tmp_path):
+    """The library with its header saying that it is for another processor."""
+    data = bytearray(building.library().read_bytes())
+    here = int.from_bytes(data[18:20], "little")
+    assert here in {EM_AARCH64, EM_X86_64}
+    data[18:20] = (EM_X86_64 if here == EM_AARCH64 else EM_AARCH64).to_bytes(2, "little")
+    path = tmp_path / native.FILE
+    path.write_bytes(data)
+    return path
+
+
+def compiled(tmp_path, text):
+    building.needs("c++")
+    source, path = tmp_path / "other.cpp", tmp_path / native.FILE
+    source.write_text(text)
+    subprocess.run(["c++", "-shared", "-fPIC", "-o", path, source], check=True)
+    return path
+
+
+def test_without_a_package_or_a_name_there_is_nothing_and_no_warning(monkeypatch):
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    monkeypatch.setattr(native, "PACKAGE", "edgebench_native_that_is_not_there")
+    assert native.find() == native.Lookup()
+
+
+def test_the_companion_package_is_found_and_agrees_on_the_abi(monkeypatch, tmp_path):
+    package = tmp_path / "edgebench_native"
+    package.mkdir()
+    source = building.SOURCE / "edgebench_native" / "__init__.py"
+    (package / "__init__.py").write_bytes(source.read_bytes())
+    (package / native.FILE).write_bytes(building.library().read_bytes())
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    found = native.find()
+    assert found.warning == ""
+    assert found.native.path == package / native.FILE
+    told = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import edgebench_native as e; d = e.describe(); print(d['abi'], e.ABI, d['kernel'])",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert told == [str(native.ABI), str(native.ABI), found.native.kernel]
+
+
+def test_a_named_library_that_is_missing_is_a_warning(monkeypatch, tmp_path):
+    monkeypatch.setenv(native.VARIABLE, str(tmp_path / "none.so"))
+    found = native.find()
+    assert found.native is None
+    assert "cannot be loaded" in found.warning
+
+
+def test_a_library_for_another_architecture_is_a_warning_and_an_error_of_the_runtime(tmp_path):
+    path = foreign(tmp_path)
+    found = native.load(path)
+    assert found.native is None
+    assert "cannot be loaded on this machine" in found.warning
+    with pytest.raises(Exception, match=r"(?i)fail"):
+        onnxruntime.SessionOptions().register_custom_ops_library(str(path))
+
+
+def test_a_file_that_is_no_library_is_a_warning(tmp_path):
+    path = tmp_path / native.FILE
+    path.write_bytes(b"\x7fELF and no more")
+    assert "cannot be loaded" in native.load(path).warning
+
+
+def test_another_library_is_a_warning(tmp_path):
+    path = compiled(tmp_path, 'extern "C" int something() { return 1; }')
+    assert "is not a library of edgebench's kernels" in native.load(path).warning
+
+
+def test_a_library_of_another_abi_is_a_warning(tmp_path):
+    path = compiled(
+        tmp_path,
+        'extern "C" const char* edgebench_native_version() { return "9.0"; }\n'
+        'extern "C" int edgebench_native_abi() { return 99; }\n'
+        'extern "C" const char* edgebench_native_kernel() { return "avx2"; }\n',
+    )
+    found = native.load(path)
+    assert found.native is None
+    assert "ABI 99" in found.warning
