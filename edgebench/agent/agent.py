@@ -512,17 +512,22 @@ NATIVE_ABI = 1
 
 
 def native_kernels() -> Document:
-    """The library of few-bit kernels on this device: {"path", "version", "kernel"}, or {"warning"}
-    where there is one that can't be used, or {} where there is none.
+    """The library of few-bit kernels on this device, as ``native_library`` has it; {} for none.
 
-    Without it ONNX Runtime computes the ops' bodies, which are in the model's file.
+    It is what EDGEBENCH_NATIVE names, or comes in the companion package. Without it ONNX Runtime
+    computes the ops' bodies, which are in the model's file.
     """
     path = os.environ.get("EDGEBENCH_NATIVE")
-    if not path:
-        found = importlib.util.find_spec("edgebench_native")
-        if found is None or not found.origin:
-            return {}
-        path = os.path.join(os.path.dirname(found.origin), "libedgebench_ops.so")
+    if path:
+        return native_library(os.path.abspath(path))
+    found = importlib.util.find_spec("edgebench_native")
+    if found is None or not found.origin:
+        return {}
+    return native_library(os.path.join(os.path.dirname(found.origin), "libedgebench_ops.so"))
+
+
+def native_library(path: str) -> Document:
+    """{"path", "version", "kernel"} of a library, or {"warning"}: why it can't be used here."""
     try:
         library = ctypes.CDLL(path)
         library.edgebench_native_version.restype = ctypes.c_char_p
@@ -536,7 +541,8 @@ def native_kernels() -> Document:
     if abi != NATIVE_ABI:
         return {"warning": f"{path} has ABI {abi}, this edgebench writes for ABI {NATIVE_ABI}"}
     if kernel is None:
-        return {"warning": f"{path} has no kernel for this CPU"}
+        named = os.environ.get("EDGEBENCH_NATIVE_KERNEL")
+        return {"warning": f"{path} has no kernel named {named!r} (EDGEBENCH_NATIVE_KERNEL)"}
     return {"path": path, "version": version.decode(), "kernel": kernel.decode()}
 
 

@@ -533,7 +533,7 @@ EDGEBENCH_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const 
   });
 }
 
-// For edgebench/native.py, by ctypes: the library's version, the layout and signature that it reads
+// For the agent, by ctypes: the library's version, the layout and signature that it reads
 // (raised with every change of them), and the kernel that it would run, or null.
 EDGEBENCH_EXPORT const char* edgebench_native_version() { return EDGEBENCH_NATIVE_VERSION; }
 EDGEBENCH_EXPORT int edgebench_native_abi() { return 1; }

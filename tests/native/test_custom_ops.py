@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from edgebench import native
+from edgebench.agent import agent
 from edgebench.quantize import functions
 from edgebench.quantize.packing import pack
 from tests.native import building
@@ -370,15 +370,14 @@ def test_a_kernel_can_be_named_and_one_that_is_not_there_is_refused(library):
 
 def test_the_library_says_what_it_is(library, monkeypatch):
     monkeypatch.delenv("EDGEBENCH_NATIVE_KERNEL", raising=False)
-    monkeypatch.setenv(native.VARIABLE, library)
-    found = native.find()
-    assert found.warning == ""
-    assert found.native.path == building.Path(library)
-    assert found.native.kernel in {
+    monkeypatch.setenv("EDGEBENCH_NATIVE", library)
+    found = agent.native_kernels()
+    assert found["path"] == library
+    assert found["kernel"] in {
         "avx512vnni", "avxvnni", "avx2", "neon-dotprod", "neon", "scalar",
     }  # fmt: skip
     monkeypatch.setenv("EDGEBENCH_NATIVE_KERNEL", "mmx")
-    assert "EDGEBENCH_NATIVE_KERNEL" in native.find().warning
+    assert "EDGEBENCH_NATIVE_KERNEL" in agent.native_kernels()["warning"]
 
 
 def test_external_data_gives_the_same(library, tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -57,12 +58,14 @@ def test_the_vnni_kernels_compute_the_same_with_every_instruction_emulated():
     ],
 )
 def test_every_kernel_of_an_emulated_arm_processor_equals_the_scalar_one(processor, expected):
-    building.needs(CROSS, "qemu-aarch64")
+    # Debian's qemu-user has the first, its qemu-user-static the second.
+    qemu = next(filter(shutil.which, ("qemu-aarch64", "qemu-aarch64-static")), "qemu-aarch64")
+    building.needs(CROSS, qemu)
     folder = building.build(
         "kernel_test",
         "-DCMAKE_SYSTEM_NAME=Linux",
         "-DCMAKE_SYSTEM_PROCESSOR=aarch64",
         f"-DCMAKE_CXX_COMPILER={CROSS}",
     )
-    emulated = ["qemu-aarch64", "-L", "/usr/aarch64-linux-gnu", folder / "kernel_test"]
+    emulated = [qemu, "-L", "/usr/aarch64-linux-gnu", folder / "kernel_test"]
     assert ran(run(emulated, QEMU_CPU=processor)) == expected

@@ -1,13 +1,16 @@
 """Finding the library, and refusing one that does not fit, with a reason and no crash."""
 
+import importlib.util
 import subprocess
 import sys
 
 import onnxruntime
 import pytest
 
-from edgebench import native
+from edgebench.agent import agent
 from tests.native import building
+
+FILE = "libedgebench_ops.so"
 
 EM_AARCH64, EM_X86_64 = 183, 62
 """e_machine, bytes 18 and 19 of an ELF file (elf.h)."""
@@ -19,23 +22,23 @@ def foreign(tmp_path):
     here = int.from_bytes(data[18:20], "little")
     assert here in {EM_AARCH64, EM_X86_64}
     data[18:20] = (EM_X86_64 if here == EM_AARCH64 else EM_AARCH64).to_bytes(2, "little")
-    path = tmp_path / native.FILE
+    path = tmp_path / FILE
     path.write_bytes(data)
     return path
 
 
 def compiled(tmp_path, text):
     building.needs("c++")
-    source, path = tmp_path / "other.cpp", tmp_path / native.FILE
+    source, path = tmp_path / "other.cpp", tmp_path / FILE
     source.write_text(text)
     subprocess.run(["c++", "-shared", "-fPIC", "-o", path, source], check=True)
     return path
 
 
 def test_without_a_package_or_a_name_there_is_nothing_and_no_warning(monkeypatch):
-    monkeypatch.delenv(native.VARIABLE, raising=False)
-    monkeypatch.setattr(native, "PACKAGE", "edgebench_native_that_is_not_there")
-    assert native.find() == native.Lookup()
+    monkeypatch.delenv("EDGEBENCH_NATIVE", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert agent.native_kernels() == {}
 
 
 def test_the_companion_package_is_found_and_agrees_on_the_abi(monkeypatch, tmp_path):
@@ -43,12 +46,11 @@ def test_the_companion_package_is_found_and_agrees_on_the_abi(monkeypatch, tmp_p
     package.mkdir()
     source = building.SOURCE / "edgebench_native" / "__init__.py"
     (package / "__init__.py").write_bytes(source.read_bytes())
-    (package / native.FILE).write_bytes(building.library().read_bytes())
-    monkeypatch.delenv(native.VARIABLE, raising=False)
+    (package / FILE).write_bytes(building.library().read_bytes())
+    monkeypatch.delenv("EDGEBENCH_NATIVE", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
-    found = native.find()
-    assert found.warning == ""
-    assert found.native.path == package / native.FILE
+    found = agent.native_kernels()
+    assert found["path"] == str(package / FILE)
     told = subprocess.run(
         [
             sys.executable,
@@ -60,34 +62,31 @@ def test_the_companion_package_is_found_and_agrees_on_the_abi(monkeypatch, tmp_p
         text=True,
         check=True,
     ).stdout.split()
-    assert told == [str(native.ABI), str(native.ABI), found.native.kernel]
+    assert told == [str(agent.NATIVE_ABI), str(agent.NATIVE_ABI), found["kernel"]]
 
 
 def test_a_named_library_that_is_missing_is_a_warning(monkeypatch, tmp_path):
-    monkeypatch.setenv(native.VARIABLE, str(tmp_path / "none.so"))
-    found = native.find()
-    assert found.native is None
-    assert "cannot be loaded" in found.warning
+    monkeypatch.setenv("EDGEBENCH_NATIVE", str(tmp_path / "none.so"))
+    assert "can't be loaded" in agent.native_kernels()["warning"]
 
 
 def test_a_library_for_another_architecture_is_a_warning_and_an_error_of_the_runtime(tmp_path):
     path = foreign(tmp_path)
-    found = native.load(path)
-    assert found.native is None
-    assert "cannot be loaded on this machine" in found.warning
+    assert "can't be loaded on this device" in agent.native_library(str(path))["warning"]
     with pytest.raises(Exception, match=r"(?i)fail"):
         onnxruntime.SessionOptions().register_custom_ops_library(str(path))
 
 
 def test_a_file_that_is_no_library_is_a_warning(tmp_path):
-    path = tmp_path / native.FILE
+    path = tmp_path / FILE
     path.write_bytes(b"\x7fELF and no more")
-    assert "cannot be loaded" in native.load(path).warning
+    assert "can't be loaded" in agent.native_library(str(path))["warning"]
 
 
 def test_another_library_is_a_warning(tmp_path):
     path = compiled(tmp_path, 'extern "C" int something() { return 1; }')
-    assert "is not a library of edgebench's kernels" in native.load(path).warning
+    found = agent.native_library(str(path))
+    assert "is not a library of edgebench's kernels" in found["warning"]
 
 
 def test_a_library_of_another_abi_is_a_warning(tmp_path):
@@ -97,6 +96,4 @@ def test_a_library_of_another_abi_is_a_warning(tmp_path):
         'extern "C" int edgebench_native_abi() { return 99; }\n'
         'extern "C" const char* edgebench_native_kernel() { return "avx2"; }\n',
     )
-    found = native.load(path)
-    assert found.native is None
-    assert "ABI 99" in found.warning
+    assert "ABI 99" in agent.native_library(str(path))["warning"]
