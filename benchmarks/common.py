@@ -140,7 +140,7 @@ def artifact(scheme: str) -> Path:
     found = sorted(
         (
             path
-            for path in base.glob(f"minilm-bbc-{scheme}-*")
+            for path in base.glob(f"minilm-bbc-{scheme}-[0-9a-f]*")
             if (path / "artifact.json").is_file()
         ),
         key=lambda path: path.stat().st_mtime_ns,

@@ -106,8 +106,8 @@ def tiny_artifact(
         lowering="base",
         quantization=Quantization(
             scheme=scheme,
-            storage_bits=32,
-            compute_bits=32,
+            storage_bits=3 if scheme == "int3" else 32,
+            compute_bits=4 if scheme == "int3" else 32,
             activation_bits=32,
             storage_bits_per_weight=32.0,
             file_bits_per_weight=32.0,

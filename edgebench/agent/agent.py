@@ -468,7 +468,10 @@ class OnnxRuntime(Runtime):
         if options.get("native") and options["provider"] == "CPUExecutionProvider":
             self.native = native_kernels()
             if "path" in self.native:
-                settings.register_custom_ops_library(self.native["path"])
+                try:
+                    settings.register_custom_ops_library(self.native["path"])
+                except Exception as error:  # noqa: BLE001 - told in the row; the bodies serve
+                    self.native = {"warning": f"{self.native['path']}: {error}"}
         wanted = options["provider"]
         offered = onnxruntime.get_available_providers()
         if wanted not in offered:

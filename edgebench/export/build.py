@@ -6,7 +6,7 @@ are read off it, so that they mean the same in both formats.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -288,6 +288,21 @@ def _write_torch(
     )
 
 
+def _of_tokens(
+    outputs: Sequence[npt.NDArray[Any]], feeds: Sequence[Feed]
+) -> list[npt.NDArray[Any]]:
+    """Outputs a position without those of padding, [tokens, d]: they mean nothing, and differ more.
+
+    Outputs a text, [batch, d], stay as they are.
+    """
+    kept = []
+    for output, feed in zip(outputs, feeds, strict=True):
+        mask = feed.get("attention_mask")
+        padded = mask is not None and output.ndim > 2 and output.shape[:2] == mask.shape
+        kept.append(output[np.asarray(mask, dtype=bool)] if padded else output)
+    return kept
+
+
 def _parity(plan: Plan, traced: _Traced, written: _Written) -> nouns.Parity:
     """Compare with PyTorch; fp32 must agree, the error of fewer bits is recorded.
 
@@ -303,8 +318,8 @@ def _parity(plan: Plan, traced: _Traced, written: _Written) -> nouns.Parity:
         )
     adapter = "with the adapter unmerged" if plan.adapter else "of the base alone"
     parity = compare(
-        traced.expected,
-        actual,
+        _of_tokens(traced.expected, traced.feeds),
+        _of_tokens(actual, traced.feeds),
         reference=f"PyTorch in fp32, eval mode, {adapter}: {traced.output}",
         logits=plan.task != "feature-extraction",
         tolerance=FP32_TOLERANCE if scheme == "fp32" else None,

@@ -162,8 +162,12 @@ def _solo(recording: Recording, index: int) -> Row:
     if solo is None:
         return {}
     native = solo.execution.get("native") or {}
-    row: Row = {
-        "native_kernel": f"{native['kernel']} {native['version']}" if "kernel" in native else None,
+    row: Row = {}
+    if "kernel" in native:
+        row["native_kernel"] = f"{native['kernel']} {native['version']}"
+        if recording.artifacts[index].manifest["quantization"]["scheme"] == "int3":
+            row["compute_bits"] = 3
+    row |= {
         "memory_peak_rss_mb": _megabytes(solo.peak_rss_bytes),
         "memory_baseline_rss_mb": _megabytes(solo.baseline_rss_bytes),
     }

@@ -8,6 +8,10 @@ import onnxruntime
 import pytest
 
 from edgebench.agent import agent
+from edgebench.measure import run
+from edgebench.results.tables import build
+from tests.measure.bench import QUICK
+from tests.measure.conftest import bench  # noqa: F401 - a fixture
 from tests.native import building
 
 FILE = "libedgebench_ops.so"
@@ -97,3 +101,20 @@ def test_a_library_of_another_abi_is_a_warning(tmp_path):
         'extern "C" const char* edgebench_native_kernel() { return "avx2"; }\n',
     )
     assert "ABI 99" in agent.native_library(str(path))["warning"]
+
+
+def test_a_row_names_the_kernel_that_ran(bench, monkeypatch):  # noqa: F811
+    """From the environment through agent, supervisor and worker to the table."""
+    artifact = bench.artifact("tiny", scheme="int3")
+    monkeypatch.setenv("EDGEBENCH_NATIVE", str(building.library()))
+    recording = run(bench.device(), [artifact], bench.store, QUICK)
+    monkeypatch.setenv("EDGEBENCH_NATIVE", "/no/such/library.so")
+    without = run(bench.device(), [artifact], bench.store, QUICK)
+    tables = build([bench.store.load(each.id) for each in (recording, without)])
+    first, second = tables.latency.to_dict("records")
+    kernel = agent.native_library(str(building.library()))["kernel"]
+    assert first["native_kernel"].split()[0] == kernel
+    assert first["compute_bits"] == 3
+    assert "native-unused" not in first["reasons"]
+    assert second["native_kernel"] is None or second["native_kernel"] != second["native_kernel"]
+    assert "native-unused" in second["reasons"]
