@@ -31,7 +31,7 @@ import onnxruntime
 from common import Figure, Refusal, at_least, at_most, run_benchmark, table
 from onnx import TensorProto, helper, numpy_helper
 
-from edgebench import native
+from edgebench.agent.agent import native_kernels
 from edgebench.quantize import functions
 from edgebench.quantize.int3 import SESSION_OPTIONS
 from edgebench.quantize.packing import padded
@@ -184,14 +184,14 @@ def streaming(library: str, rounds: int, block: int) -> tuple[Pair, float, float
 
 def measure(quick: bool) -> list[Figure]:
     """Every cell, and the verdict on those that have a target."""
-    found = native.find()
-    if found.native is None:
+    found = native_kernels()
+    if "path" not in found:
         raise Refusal(
-            found.warning
+            found.get("warning")
             or "there is no native library. `pip install ./native`, or name a build "
             "of it in EDGEBENCH_NATIVE."
         )
-    library, kernel = str(found.native.path), found.native.kernel
+    library, kernel = found["path"], found["kernel"]
     rounds = QUICK_ROUNDS if quick else ROUNDS
     print(f"kernel {kernel}, ONNX Runtime {onnxruntime.__version__}\n")
     rows, figures = [], []

@@ -11,11 +11,15 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks.conftest import BENCHMARKS
-from tests.fixtures_export import minilm_artifacts  # noqa: F401 - a fixture
+from tests.fixtures_export import (
+    held_out,
+    minilm_artifacts,  # noqa: F401 - a fixture
+)
+from tests.native import building
 
 ROOT = BENCHMARKS.parent
 MINILM = ("harness", "process", "repeatability", "dispatch")
-EVERY = (*MINILM, "startup", "fleet", "energy_coverage")
+EVERY = (*MINILM, "startup", "fleet", "energy_coverage", "kernel3", "quant_quality")
 PEERS = list(Path.home().glob(".cache/edgebench-benchmarks/optimum-benchmark-*/bin/python"))
 
 
@@ -36,7 +40,9 @@ def test_every_benchmark_is_tried() -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
-def test_quick_ends_with_a_line_a_figure(name: str, request: pytest.FixtureRequest) -> None:
+def test_quick_ends_with_a_line_a_figure(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     if name == "process" and not PEERS:
         pytest.skip("its peer has no environment here: 2 GB, made by running benchmarks/process.py")
     if name in ("dispatch", "fleet") and not (
@@ -44,6 +50,10 @@ def test_quick_ends_with_a_line_a_figure(name: str, request: pytest.FixtureReque
     ):
         pytest.skip("no OpenSSH server here")
     environment = {}
+    if name == "kernel3":
+        environment["EDGEBENCH_NATIVE"] = str(building.library())
+    if name == "quant_quality":
+        environment["EDGEBENCH_BENCHMARK_DATA"] = str(held_out(tmp_path))
     if name in MINILM:
         artifacts = request.getfixturevalue("minilm_artifacts")
         environment["EDGEBENCH_BENCHMARK_ARTIFACTS"] = str(artifacts["fp32"].path.parent)
