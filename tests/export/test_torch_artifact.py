@@ -200,7 +200,7 @@ def test_an_artifact_with_anything_that_can_run_is_refused(checkpoints, tmp_path
     ("changes", "sentence"),
     [
         ({"format": "torch", "quants": ("int8",)}, "the format torch has no precision 'int8'"),
-        ({"quants": ("fp16",)}, "the format onnx has no precision 'fp16'"),
+        ({"quants": ("bf16",)}, "the format onnx has no precision 'bf16'"),
         ({"format": "torch", "via": "optimum"}, "--format torch writes none"),
         ({"format": "tflite"}, "'tflite' is not one of onnx, torch"),
     ],
