@@ -1464,8 +1464,11 @@ class Meters:
             )
         until = time.monotonic() + METERS_START_S
         while time.monotonic() < until and self.process.poll() is None:
+            settled = set()
             lines = (read_text(os.path.join(self.directory, "meters.jsonl")) or "").splitlines()
-            settled = {json.loads(line)["meter"] for line in lines}
+            for line in lines:
+                with contextlib.suppress(ValueError):  # half a line, which is being written
+                    settled.add(json.loads(line)["meter"])
             if len(settled) >= len(specs):
                 return
             time.sleep(0.05)
@@ -1845,15 +1848,18 @@ class Server:
         specs = request.get("specs")
         environment = bundle_environment({"bundle": {"path": self.bundle(request["bundle"])}})
         role = ["open"] if specs is not None else ["probe", *request.get("kinds", [])]
-        done = subprocess.run(
-            [sys.executable, "-m", "edgebench.meters.sampler", *role],
-            input=json.dumps(specs).encode(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            timeout=60,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "edgebench.meters.sampler", *role],
+                input=json.dumps(specs).encode(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=environment,
+                timeout=60,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise AgentError("meters", "a meter did not answer within 60 s") from error
         if done.returncode:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
             why = lines[-1] if lines else f"exit status {done.returncode}"

@@ -141,14 +141,21 @@ def probe_host() -> list[dict[str, Any]]:
 
 
 def _sampler(role: list[str], stdin: str = "") -> list[dict[str, Any]]:
-    done = subprocess.run(
-        sampler_command(*role),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            sampler_command(*role),
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(
+            "a meter of this host did not answer within 60 s",
+            where="this host",
+            fix="Unplug it and plug it in again, or take it out of the profile.",
+        ) from error
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         raise DeviceError(

@@ -234,6 +234,8 @@ async def _start(session: Session, plan: dict[str, Any], job: _Job) -> None:
                 ) from error
             job.report({"event": "waiting", "why": error.what})
             await asyncio.sleep(BUSY_POLL_S)
+            # The wait may be long, and clocks drift: the offset is to be that of the run's begin.
+            plan["carry"]["clock"] = (await session.client.clock()).model_dump(mode="json")
         except AgentFailure:
             job.started = False
             raise
