@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from edgebench.adapters import lora
 from edgebench.errors import CheckpointError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
-from edgebench.export.exporter import AdapterFacts, Exporter, LowRank, Task
+from edgebench.export.exporter import AdapterFacts, Exporter, Lowering, LowRank, Task
 
 _TASKS: dict[str | None, Task] = {
     "SEQ_CLS": "text-classification",
@@ -103,7 +103,7 @@ class PeftLora(Exporter):
             )
         return attached
 
-    def lower(self, attached: Any, lowering: Literal["merged", "unmerged"]) -> Any:
+    def lower(self, attached: Any, lowering: Lowering) -> Any:
         return attached.merge_and_unload() if lowering == "merged" else attached.get_base_model()
 
 

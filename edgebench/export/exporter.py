@@ -36,6 +36,11 @@ class LowRank:
     scale: float
 
 
+#: How an adapter may stand in the graph: folded into the weights; a branch of its own; or as inputs
+#: of the graph, so that one base takes any of several adapters.
+Lowering = Literal["merged", "unmerged", "swappable"]
+
+
 @dataclass(frozen=True)
 class AdapterFacts:
     """What a family reads off a checkpoint's names and shapes.
@@ -61,6 +66,10 @@ class Exporter(ABC):
 
     #: Name of the family's file, for the manifest.
     name: str
+
+    #: The lowerings that make sense for this family; a request for another one is refused. One
+    #: whose update can't be folded into the weights leaves "merged" out.
+    lowerings: tuple[Lowering, ...] = ("merged", "unmerged")
 
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:
@@ -97,8 +106,11 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def lower(self, attached: Any, lowering: Literal["merged", "unmerged"]) -> Any:
-        """The transformers module to export, from what ``attach`` returned (may change it)."""
+    def lower(self, attached: Any, lowering: Lowering) -> Any:
+        """The transformers module to export, from what ``attach`` returned (may change it).
+
+        It is asked only for ``lowerings``.
+        """
 
 
 @dataclass(frozen=True)

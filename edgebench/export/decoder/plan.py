@@ -82,6 +82,10 @@ def _refuse_options(request: ExportRequest) -> None:
             request.calibration is not None,
             "a decoder's weights are rounded plainly, and fitted to no text yet",
         ),
+        "--lowering": (
+            request.lowering not in ("merged", "unmerged"),
+            f"decoders have no {request.lowering} form yet",
+        ),
         "--labels": (request.labels is not None, "a decoder has no labels"),
     }
     for option, (given, why) in refused.items():
