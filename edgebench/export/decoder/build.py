@@ -14,8 +14,6 @@ from edgebench.export import cache, store
 from edgebench.export.decoder import facts, parity, schemes
 from edgebench.export.decoder.network import IDS, MASK, OPSET
 from edgebench.export.decoder.plan import DecoderPlan
-from edgebench.export.decoder.reference import Prompt, Reference, whole
-from edgebench.export.decoder.running import Runner
 from edgebench.export.decoder.writer import MODEL, write
 from edgebench.export.graph import IR_VERSION, signature
 from edgebench.export.inputs import TimingInputs, Tokens, save_arrays, timing_inputs
@@ -24,10 +22,6 @@ from edgebench.export.plan import Plan, adapter_entry, base_entry, directory_nam
 from edgebench.export.request import Progress
 
 _INPUTS = "inputs.npz"
-
-#: Rows of the timing inputs that are compared, tokens that a greedy prompt has at most.
-_ROWS = 4
-_OPENING = 24
 
 #: Texts that are looked at for timing rows.
 _CANDIDATES = 1024
@@ -41,8 +35,7 @@ class _Prepared:
     """What all schemes share."""
 
     timing: TimingInputs
-    prompts: list[Prompt]
-    reference: Reference
+    check: parity.Check
 
 
 def build(
@@ -85,23 +78,8 @@ def _prepare(plan: Plan, decoder: DecoderPlan, report: Progress) -> _Prepared:
     timing = timing_inputs(tokens, texts, seq_len, decoder.texts_source)
     ids = timing.arrays[IDS]
     timing.arrays.setdefault(MASK, np.ones_like(ids))
-    prompts = _prompts(ids, decoder.architecture.max_positions)
-    report("running PyTorch for reference", _REFERENCE)
-    return _Prepared(timing, prompts, whole(plan, prompts, ids[:2, : min(seq_len, _OPENING)]))
-
-
-def _prompts(ids: np.ndarray, longest: int) -> list[Prompt]:
-    """Some timing rows, then other lengths and batches, and one batch with padding."""
-    rows, seq_len = ids.shape
-    chosen = [ids[: min(_ROWS, rows)]]
-    chosen += [ids[i : i + 1 + i % 2, :n] for i, n in enumerate((1, 2, 17)) if n <= seq_len]
-    prompts = [Prompt(np.ascontiguousarray(part), np.ones_like(part)) for part in chosen]
-    if seq_len > 1:
-        padded = np.ones_like(ids[:2])
-        padded[1, seq_len // 2 :] = 0
-        prompts.append(Prompt(ids[:2] * padded, padded))
-    assert all(prompt.ids.shape[1] <= longest for prompt in prompts)
-    return prompts
+    nested = _within(report, None, _REFERENCE, _SCHEMES - _REFERENCE)
+    return _Prepared(timing, parity.prepare(plan, ids, nested))
 
 
 def _scheme(
@@ -120,8 +98,10 @@ def _scheme(
         progress=_within(report, None, 0.0, 0.7),
     )
     report("comparing with PyTorch", 0.7)
-    runner = Runner(directory / MODEL, a, scheme)
-    compared = parity.check(runner, prepared.prompts, prepared.reference, scheme, plan.name)
+    details = schemes.details(scheme)
+    options = details.get("session_options", {})
+    nested = _within(report, None, 0.7, 0.25)
+    compared = prepared.check(written, directory, scheme, options, nested)
     report("writing", 0.95)
     save_arrays(directory / _INPUTS, prepared.timing.arrays)
     seq_len = plan.request.seq_len
@@ -139,7 +119,7 @@ def _scheme(
             versions=cache.versions(plan.request.via),
         ),
         lowering=plan.lowering,
-        quantization=facts.quantization(written.model, scheme, schemes.details(scheme)),
+        quantization=facts.quantization(written.model, scheme, details),
         signature=signature(written.model),
         statistics=facts.statistics(written.model, seq_len),
         extra_flops=facts.branch_flops(written.model, seq_len),

@@ -16,6 +16,9 @@ from edgebench.export.exporter import AdapterFacts, FoundExporter, LowRank
 from edgebench.export.request import ExportRequest
 from edgebench.export.sample_text import TEXTS
 
+#: Models whose weights take at most this in fp32 are held whole in PyTorch for the comparison.
+WHOLE_BYTES = 3 << 30
+
 
 @dataclass(frozen=True)
 class DecoderPlan:
@@ -25,6 +28,7 @@ class DecoderPlan:
     source: Source = field(repr=False)
     texts: tuple[str, ...] = field(repr=False)
     texts_source: str
+    whole_bytes: int
 
 
 def plan_decoder(
@@ -68,6 +72,7 @@ def plan_decoder(
         source=Source(Tensors(base.weights, "base model"), tensors, branches, replaced),
         texts=texts,
         texts_source=source,
+        whole_bytes=WHOLE_BYTES,
     )
 
 

@@ -17,9 +17,6 @@ from edgebench.export.weights import load_tensors, refuse_non_finite
 #: Tokens generated from each prompt for the comparison.
 GREEDY_TOKENS = 16
 
-#: Models whose weights take at most this in fp32 are held whole in PyTorch.
-WHOLE_BYTES = 3 << 30
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -39,8 +36,8 @@ class Reference:
 
     what: str
     logits: list[NDArray[np.float32]]
-    opening: Ids | None
-    generated: Ids | None
+    opening: Ids
+    generated: Ids
 
 
 def whole(plan: Plan, prompts: Sequence[Prompt], opening: Ids) -> Reference:

@@ -12,6 +12,7 @@ import pytest
 
 from edgebench.artifact import Artifact
 from edgebench.export import ExportRequest, export
+from edgebench.export.decoder import plan
 from edgebench.export.decoder.reference import GREEDY_TOKENS
 from edgebench.export.decoder.schemes import SCHEMES
 from tests.export.decoder import tiny
@@ -105,11 +106,33 @@ def test_unmerged_keeps_the_branches(decoders: Path, llama: Path, adapter: Path)
     assert manifest.adapter.kind == "lora"
 
 
-def test_merged_and_unmerged_agree_with_the_same_reference(
-    decoders: Path, llama: Path, adapter: Path, merged: dict[str, Artifact]
-) -> None:
+def test_merged_leaves_no_branch(merged: dict[str, Artifact]) -> None:
     assert merged["fp32"].manifest.statistics.kept_ranks == 0
     assert merged["fp32"].manifest.extra_flops == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_layer_at_a_time_is_pytorch_too(
+    decoders: Path, llama: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    monkeypatch.setattr(plan, "WHOLE_BYTES", 0)
+    base = tiny.write_llama(decoders / "tied", tie_word_embeddings=True) if tied else llama
+    request = ExportRequest(
+        out=decoders / "layerwise",
+        base=str(base),
+        adapter=adapter,
+        quants=("fp32", "int3"),
+        lowering="unmerged" if tied else "merged",
+        seq_len=20,
+    )
+    exact, few = (artifact.manifest for artifact in export(request))
+    assert exact.parity.tolerance is not None
+    assert exact.parity.max_abs_error < exact.parity.tolerance
+    assert exact.parity.top1_agreement == 1
+    assert "a layer at a time" in exact.parity.reference
+    assert exact.parity.greedy_tokens is None
+    assert 0.3 < few.parity.cosine_mean < 0.999
+    assert set(exact.files) == {"model.onnx", "model.onnx.data", "inputs.npz"}
 
 
 def _qwen() -> dict[str, Any]:
