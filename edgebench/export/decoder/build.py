@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,22 @@ from edgebench.artifact import Artifact
 from edgebench.errors import CheckpointError
 from edgebench.export import cache, store
 from edgebench.export.decoder import facts, parity, schemes
+from edgebench.export.decoder.fitting import fit_to_text
 from edgebench.export.decoder.network import IDS, MASK, OPSET
 from edgebench.export.decoder.plan import DecoderPlan
 from edgebench.export.decoder.writer import MODEL, write
 from edgebench.export.graph import IR_VERSION, signature
-from edgebench.export.inputs import TimingInputs, Tokens, save_arrays, timing_inputs
-from edgebench.export.module import quiet
+from edgebench.export.inputs import (
+    TimingInputs,
+    Tokens,
+    calibration_feeds,
+    save_arrays,
+    timing_inputs,
+)
+from edgebench.export.module import Feed, quiet
 from edgebench.export.plan import Plan, adapter_entry, base_entry, directory_name
 from edgebench.export.request import Progress
+from edgebench.quantize import calibration
 
 _INPUTS = "inputs.npz"
 
@@ -36,6 +45,8 @@ class _Prepared:
 
     timing: TimingInputs
     check: parity.Check
+    calibration: list[Feed]
+    calibration_source: str | None
 
 
 def build(
@@ -78,8 +89,22 @@ def _prepare(plan: Plan, decoder: DecoderPlan, report: Progress) -> _Prepared:
     timing = timing_inputs(tokens, texts, seq_len, decoder.texts_source)
     ids = timing.arrays[IDS]
     timing.arrays.setdefault(MASK, np.ones_like(ids))
+    feeds, source = _calibration(plan, tokens)
     nested = _within(report, None, _REFERENCE, _SCHEMES - _REFERENCE)
-    return _Prepared(timing, parity.prepare(plan, ids, nested))
+    return _Prepared(timing, parity.prepare(plan, ids, nested), feeds, source)
+
+
+def _calibration(plan: Plan, tokens: Tokens) -> tuple[list[Feed], str | None]:
+    """What weights are fitted to: the text given, or nothing."""
+    given = plan.request.calibration
+    if given is None or plan.calibration is None:
+        return [], None
+    feeds: list[Feed] = [
+        {MASK: np.ones_like(feed[IDS]), **feed}
+        for feed in calibration_feeds(tokens, plan.calibration)
+    ]
+    rows = sum(len(feed[IDS]) for feed in feeds)
+    return feeds, f"{given.name} (sha256 {nouns.sha256_file(given)[:16]}…): {rows} rows"
 
 
 def _scheme(
@@ -88,17 +113,39 @@ def _scheme(
     """Store, check and describe one artifact in its hidden directory."""
     assert plan.decoder is not None
     a = plan.decoder.architecture
+    widths, unmerged = schemes.widths(scheme), plan.lowering == "unmerged"
+    calibrated = bool(prepared.calibration) and scheme in schemes.FITTED
+    fitted = None
+    if calibrated:
+        exact = directory.with_name(f"{scheme}.fp32")
+        exact.mkdir()
+        fitted = fit_to_text(
+            exact,
+            a,
+            plan.decoder.source,
+            widths,
+            prepared.calibration,
+            unmerged=unmerged,
+            progress=_within(report, None, 0.0, 0.6),
+        )
+        shutil.rmtree(exact)
+    start = 0.6 if calibrated else 0.0
     written = write(
         directory,
         a,
         plan.decoder.source,
-        schemes.widths(scheme),
+        widths,
         bits=16 if scheme == "fp16" else 32,
-        unmerged=plan.lowering == "unmerged",
-        progress=_within(report, None, 0.0, 0.7),
+        unmerged=unmerged,
+        progress=_within(report, None, start, 0.7 - start),
+        fitted=fitted,
     )
     report("comparing with PyTorch", 0.7)
-    details = schemes.details(scheme)
+    details = schemes.details(
+        scheme,
+        prepared.calibration_source if calibrated else None,
+        calibration.check(prepared.calibration) if calibrated else 0,
+    )
     options = details.get("session_options", {})
     nested = _within(report, None, 0.7, 0.25)
     compared = prepared.check(written, directory, scheme, options, nested)

@@ -63,6 +63,13 @@ def plan_decoder(
         replaced = {name: _stored_name(adapter, name) for name in facts.provides}
         _check_adapter(architecture, adapter, branches, replaced)
         tensors = Tensors(adapter.weights, "adapter")
+    size = 4 * architecture.matrix_weights
+    if request.calibration is not None and size > WHOLE_BYTES:
+        raise UsageError(
+            f"fitting to text holds the model in memory, and this one takes {size / 1e9:.1f} GB",
+            where="--calibration",
+            fix="Leave --calibration out: weights are then rounded plainly, a layer at a time.",
+        )
     texts, source = TEXTS, f"edgebench's own {len(TEXTS)} sentences"
     if request.data is not None:
         texts = read_texts(request.data)
@@ -83,10 +90,6 @@ def _refuse_options(request: ExportRequest) -> None:
     refused = {
         "--format": (request.format != "onnx", "decoders are exported to ONNX alone"),
         "--via": (request.via != "torch", "decoders have one road, edgebench's own"),
-        "--calibration": (
-            request.calibration is not None,
-            "a decoder's weights are rounded plainly, and fitted to no text yet",
-        ),
         "--lowering": (
             request.lowering not in ("merged", "unmerged"),
             f"decoders have no {request.lowering} form yet",

@@ -12,6 +12,9 @@ from edgebench.quantize.int3 import MOST_BITS, TABLE_BLOCK
 
 SCHEMES = ("fp32", "fp16", "int8", "int4", "int3")
 
+FITTED = frozenset({"int8", "int4", "int3"})
+"""Those that can be fitted to calibration text."""
+
 #: Weights a scale in four and eight bits.
 _WIDE_BLOCKS = (128, 64, 32)
 
@@ -27,7 +30,8 @@ def check(scheme: str) -> None:
     reasons = {
         "int8-static": "one fixed range an activation does not hold a decoder's few very large "
         "activations (LLM.int8, arXiv:2208.07339)",
-        "mixed": "mixed widths are not chosen for decoders yet",
+        "mixed": "its widths are chosen by running the whole model once for every matrix, which "
+        "takes a decoder hours",
     }
     raise UsageError(
         f"decoders have no {scheme}: {reasons.get(scheme, 'there is no such scheme')}",
@@ -70,15 +74,24 @@ def three(matrix: Linear, only_looked_up: bool) -> Width | None:
     return None
 
 
-def details(scheme: str) -> dict[str, Any]:
-    """How weights were rounded and what computes, for the manifest."""
+def details(scheme: str, calibration: str | None = None, tokens: int = 0) -> dict[str, Any]:
+    """How weights were rounded and what computes, for the manifest.
+
+    Args:
+        calibration: where the text came from that weights were fitted to; None rounds plainly.
+        tokens: of that text.
+    """
     if scheme == "fp32":
         return {}
     if scheme == "fp16":
         return {"computes": "in fp32: weights are cast once, when the session is made"}
+    fit = "plain rounding: signed scale a block, searched for least squared error"
+    if calibration is not None:
+        fit = "error feedback (GPTQ) on calibration text; tables by least squared error"
     return {
-        "fit": "plain rounding: signed scale a block, searched for least squared error",
-        "calibration_tokens": 0,
+        "fit": fit,
+        "calibration": calibration,
+        "calibration_tokens": tokens,
         "compute_kernel": "com.microsoft::MatMulNBits",
         "session_options": dict(SESSION_OPTIONS),
     }

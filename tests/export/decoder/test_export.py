@@ -15,6 +15,7 @@ from edgebench.export import ExportRequest, export
 from edgebench.export.decoder import plan
 from edgebench.export.decoder.reference import GREEDY_TOKENS
 from edgebench.export.decoder.schemes import SCHEMES
+from edgebench.export.sample_text import TEXTS
 from tests.export.decoder import tiny
 
 
@@ -109,6 +110,26 @@ def test_unmerged_keeps_the_branches(decoders: Path, llama: Path, adapter: Path)
 def test_merged_leaves_no_branch(merged: dict[str, Artifact]) -> None:
     assert merged["fp32"].manifest.statistics.kept_ranks == 0
     assert merged["fp32"].manifest.extra_flops == 0
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_weights_fitted_to_text_lose_less(
+    decoders: Path, llama: Path, adapter: Path, tmp_path: Path, tied: bool
+) -> None:
+    base = tiny.write_llama(decoders / "tied", tie_word_embeddings=True) if tied else llama
+    text = tmp_path / "calibration.txt"
+    text.write_text("\n".join(TEXTS))
+    settings: dict[str, Any] = {"quants": ("int3",), "adapter": adapter, "seq_len": 48}
+    settings["lowering"] = "unmerged" if tied else "merged"
+    plain = one(decoders / "out", base, **settings).manifest
+    fitted = one(decoders / "out", base, calibration=text, **settings).manifest
+    assert plain.quantization.details["fit"].startswith("plain rounding")
+    assert fitted.quantization.details["fit"].startswith("error feedback")
+    assert fitted.quantization.details["calibration"].startswith("calibration.txt")
+    assert fitted.statistics == plain.statistics
+    assert fitted.parity.kl_mean is not None
+    assert plain.parity.kl_mean is not None
+    assert fitted.parity.kl_mean < plain.parity.kl_mean
 
 
 @pytest.mark.parametrize("tied", [False, True])
