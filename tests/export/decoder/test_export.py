@@ -107,6 +107,18 @@ def test_unmerged_keeps_the_branches(decoders: Path, llama: Path, adapter: Path)
     assert manifest.adapter.kind == "lora"
 
 
+def test_an_adapted_head_and_one_trained_in_full(
+    decoders: Path, llama: Path, tmp_path: Path
+) -> None:
+    factors = tiny.write_adapter(
+        llama, tmp_path / "factors", target_modules=["q_proj", "lm_head"], use_rslora=True
+    )
+    trained = tiny.write_adapter(llama, tmp_path / "trained", modules_to_save=["lm_head"])
+    unmerged = one(decoders / "out", llama, adapter=factors, lowering="unmerged")
+    assert unmerged.manifest.statistics.kept_ranks == 4 + 2 + 4
+    assert one(decoders / "out", llama, adapter=trained).manifest.parity.greedy_agreement == 1
+
+
 def test_merged_leaves_no_branch(merged: dict[str, Artifact]) -> None:
     assert merged["fp32"].manifest.statistics.kept_ranks == 0
     assert merged["fp32"].manifest.extra_flops == 0
