@@ -7,13 +7,13 @@ and merges the modules, so rsLoRA, DoRA and rank patterns come along.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from edgebench.adapters import lora
 from edgebench.errors import CheckpointError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
-from edgebench.export.exporter import AdapterFacts, Exporter, Task
+from edgebench.export.exporter import AdapterFacts, Exporter, Lowering, Task
 
 _TASKS: dict[str | None, Task] = {
     "SEQ_CLS": "text-classification",
@@ -89,7 +89,7 @@ class PeftLora(Exporter):
             )
         return attached
 
-    def lower(self, attached: Any, lowering: Literal["merged", "unmerged"]) -> Any:
+    def lower(self, attached: Any, lowering: Lowering) -> Any:
         return attached.merge_and_unload() if lowering == "merged" else attached.get_base_model()
 
 

@@ -23,6 +23,10 @@ from edgebench.export.checkpoint import AdapterCheckpoint
 
 Task = Literal["text-classification", "token-classification", "feature-extraction"]
 
+#: How an adapter may stand in the graph: folded into the weights; a branch of its own; or as inputs
+#: of the graph, so that one base takes any of several adapters.
+Lowering = Literal["merged", "unmerged", "swappable"]
+
 
 @dataclass(frozen=True)
 class AdapterFacts:
@@ -50,6 +54,10 @@ class Exporter(ABC):
     #: Name of the family's file, for the manifest.
     name: str
 
+    #: The lowerings that make sense for this family; a request for another one is refused. One
+    #: whose update can't be folded into the weights leaves "merged" out.
+    lowerings: tuple[Lowering, ...] = ("merged", "unmerged")
+
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether this ``adapter_config.json`` is of this family."""
@@ -71,8 +79,11 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def lower(self, attached: Any, lowering: Literal["merged", "unmerged"]) -> Any:
-        """The transformers module to export, from what ``attach`` returned (may change it)."""
+    def lower(self, attached: Any, lowering: Lowering) -> Any:
+        """The transformers module to export, from what ``attach`` returned (may change it).
+
+        It is asked only for ``lowerings``.
+        """
 
 
 @dataclass(frozen=True)

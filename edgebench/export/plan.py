@@ -55,6 +55,7 @@ def make_plan(request: ExportRequest) -> Plan:
     found = facts = None
     if adapter:
         found = find_exporter(request.exporter_dirs or (builtin_root() / "exporters",), adapter)
+        _check_lowering(request, found)
         facts = found.exporter.inspect(adapter, base)
     task, num_labels = (facts.task, facts.num_labels) if facts else _base_task(base)
     if num_labels is None and task != "feature-extraction":
@@ -95,6 +96,16 @@ def make_plan(request: ExportRequest) -> Plan:
         calibration=calibration,
         key=cache.request_key(request, name, base, adapter, found),
     )
+
+
+def _check_lowering(request: ExportRequest, found: FoundExporter) -> None:
+    lowerings = found.exporter.lowerings
+    if request.lowering not in lowerings:
+        raise UsageError(
+            f"adapters of the family {found.exporter.name} have no {request.lowering} form",
+            where="--lowering",
+            fix=f"Give {' or '.join(lowerings)}.",
+        )
 
 
 def base_entry(plan: Plan) -> nouns.Base:
