@@ -21,6 +21,7 @@ Schema history (``schema``):
     edgebench.artifact/1   first
                            later: ``format`` (absent: onnx); ``exporter.opset`` and ``ir_version``
                            are null where there is no ONNX file
+                           later: ``decoder`` (absent: null)
 """
 
 from __future__ import annotations
@@ -150,6 +151,29 @@ class Parity(_Part):
     tolerance: float | None
 
 
+class Decoder(_Part):
+    """What a caller must know to generate with a decoder's graph: one for prefill and decode.
+
+    inputs:  input_ids int64 [batch, sequence]; attention_mask int64 [batch, total_sequence], past
+    and new tokens; past_key_values.<i>.key and .value [batch, kv_heads, length, head_dim];
+    logits_to_keep int64 [1], the last positions that logits are computed for.
+    outputs: logits fp32 [batch, kept, vocab]; present.<i>.key and .value.
+
+    ``cache`` "shared": the caller makes each past buffer once, of any length up to
+    ``max_positions``, and binds it as past and as present; what stands behind the total length is
+    ignored. "growing": a past of [batch, kv_heads, past_sequence, head_dim], and a longer present.
+    """
+
+    layers: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    max_positions: int
+    eos_token_ids: tuple[int, ...]
+    cache: Literal["shared", "growing"]
+    cache_dtype: Literal["float32"] = "float32"
+
+
 class Data(_Part):
     """The tokenised inputs that travel with the artifact."""
 
@@ -181,6 +205,7 @@ class Manifest(_Part):
     data: Data
     format: Format = "onnx"
     model: str = "model.onnx"
+    decoder: Decoder | None = None
     files: dict[str, FileEntry]
 
 
