@@ -82,7 +82,6 @@ def _generate(session: Sequence[Row]) -> list[Shown]:
     return [
         _estimate("TTFT ms", "ttft_p50_ms"),
         _estimate("TPOT ms", "tpot_p50_ms"),
-        _estimate("total ms", "latency_p50_ms"),
         _SPEED,
         _MEMORY,
     ]
