@@ -438,6 +438,12 @@ class Runtime:
     #: One whose calls are of several tokens takes the rows in which to note each token's time.
     rows: Callable[[Any], None] | None = None
 
+    #: Of decoders: how likely they find texts, and the tokens that their last calls gave.
+    perplexity: Callable[[Any, Any], Document]
+    generated: Callable[[], list[Document]]
+    check: Callable[[Any], Document | None]
+    prompts: Callable[[Any], list[Any]]
+
     #: A runtime with a clock of its own (CUDA events) times calls itself, as ``time_calls`` does.
     time_calls: Callable[[list[Any], int, int, Any, Any], None] | None = None
 

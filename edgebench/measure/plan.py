@@ -114,7 +114,7 @@ def spool_bytes(plan: dict[str, Any]) -> int:
     reading."""
     protocol = plan["protocol"]
     calls = protocol["stop"]["min_count"] * len(plan["artifacts"]) * protocol["launches"]
-    tokens = (protocol["decoding"] or {"new_tokens": 0})["new_tokens"]
+    tokens = int((protocol["decoding"] or {"new_tokens": 0})["new_tokens"])
     needed = 4_000_000 + (80 + 16 * tokens) * int(calls)
     if protocol["energy"] and plan["meters"]:
         polls = sum(

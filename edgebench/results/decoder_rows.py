@@ -114,7 +114,8 @@ def _positive(values: Floats) -> Floats:
 
 def _whole(figures: dict[str, Floats]) -> npt.NDArray[np.bool_]:
     """Calls whose figures are all there; a broken clock leaves none."""
-    return np.logical_and.reduce([np.isfinite(f) & (f > 0) for f in figures.values()])
+    whole = [np.isfinite(each) & (each > 0) for each in figures.values()]
+    return np.asarray(np.logical_and.reduce(whole), dtype=np.bool_)
 
 
 def solo_row(solo: Solo) -> Row:
