@@ -14,8 +14,10 @@ from edgebench.cli import (
     devices,
     doctor,
     energy,
+    evaluate,
     export,
     meters,
+    pareto,
     plot,
     resume,
     run,
@@ -71,7 +73,20 @@ def _options(
     pass
 
 
-for module in (export, run, resume, table, energy, plot, devices, meters, doctor, setup):
+for module in (
+    export,
+    run,
+    resume,
+    table,
+    energy,
+    plot,
+    devices,
+    meters,
+    doctor,
+    setup,
+    evaluate,
+    pareto,
+):
     module.register(app)
 
 
