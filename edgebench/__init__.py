@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgebench.api import (
         attach_trace,
+        check,
         diagnose,
         export_adapter,
         list_devices,
@@ -30,11 +31,13 @@ if TYPE_CHECKING:
         resume,
         run,
         run_on,
+        self_test,
         write_tables,
     )
     from edgebench.artifact import Artifact
     from edgebench.device import Device
     from edgebench.errors import EdgebenchError
+    from edgebench.gate.options import CheckOptions
     from edgebench.measure.options import RunOptions
     from edgebench.recording import Recording
 
@@ -43,8 +46,10 @@ _HOMES = {
     "Device": "edgebench.device",
     "EdgebenchError": "edgebench.errors",
     "Recording": "edgebench.recording",
+    "CheckOptions": "edgebench.gate.options",
     "RunOptions": "edgebench.measure.options",
     "attach_trace": "edgebench.api",
+    "check": "edgebench.api",
     "diagnose": "edgebench.api",
     "export_adapter": "edgebench.api",
     "list_devices": "edgebench.api",
@@ -54,17 +59,20 @@ _HOMES = {
     "resume": "edgebench.api",
     "run": "edgebench.api",
     "run_on": "edgebench.api",
+    "self_test": "edgebench.api",
     "write_tables": "edgebench.api",
 }
 
 __all__ = [
     "Artifact",
+    "CheckOptions",
     "Device",
     "EdgebenchError",
     "Recording",
     "RunOptions",
     "__version__",
     "attach_trace",
+    "check",
     "diagnose",
     "export_adapter",
     "list_devices",
@@ -74,6 +82,7 @@ __all__ = [
     "resume",
     "run",
     "run_on",
+    "self_test",
     "write_tables",
 ]
 

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import edgebench
 from edgebench.cli import (
+    check,
     devices,
     doctor,
     energy,
@@ -71,7 +72,7 @@ def _options(
     pass
 
 
-for module in (export, run, resume, table, energy, plot, devices, meters, doctor, setup):
+for module in (export, run, resume, table, check, energy, plot, devices, meters, doctor, setup):
     module.register(app)
 
 
