@@ -68,6 +68,13 @@ def check(
             help="Share of the measured CPUs that others may use in a block before it is left out."
         ),
     ] = "5%",
+    max_canary_shift: Annotated[
+        str,
+        typer.Option(
+            help="How far the canary, a small fixed network timed beside both sides, may be from "
+            "its median in a block, and from the self-test's in a check."
+        ),
+    ] = "20%",
     scenario: Annotated[str, typer.Option(help="single-stream or offline.")] = "single-stream",
     batch: Annotated[
         int | None, typer.Option(help="Samples a call in the offline scenario (default 8).")
@@ -115,7 +122,10 @@ def check(
         seq_len=seq_len,
         threads=threads,
         seed=seed,
-        limits=Limits(foreign_load=parse_load(max_foreign_load)),
+        limits=Limits(
+            foreign_load=parse_load(max_foreign_load, "--max-foreign-load"),
+            canary=parse_load(max_canary_shift, "--max-canary-shift"),
+        ),
     )
     if self_test:
         _self_test(candidate or [], baseline, history, device, options, results, wait, as_json)
@@ -132,7 +142,7 @@ def check(
             wait=wait,
             report=CheckProgress(update),
         )
-    from edgebench.cli.output import console, say_json
+    from edgebench.cli.output import Answer, console, say_json
     from edgebench.gate.junit import to_junit
     from edgebench.gate.markdown import to_markdown
     from edgebench.gate.show import render
@@ -144,7 +154,7 @@ def check(
         say_json(found.document())
     else:
         console().print(render(found), markup=False)
-    raise typer.Exit(int(found.status))
+    raise Answer(int(found.status))
 
 
 def _self_test(
@@ -216,13 +226,13 @@ class CheckProgress:
         self.update(self.said.rstrip(" ·"))
 
 
-def parse_load(text: str) -> float:
-    """A share of CPU time from 0 to 100 %, both included."""
+def parse_load(text: str, option: str) -> float:
+    """A share from 0 to 100 %, both included."""
     from edgebench.cli.run import parse_share
 
     if text in ("100%", "1", "1.0"):
         return 1.0
-    return 0.0 if text in ("0", "0%") else parse_share(text, "--max-foreign-load")
+    return 0.0 if text in ("0", "0%") else parse_share(text, option)
 
 
 def _require_writable(*paths: Path | None) -> None:

@@ -45,13 +45,15 @@ if TYPE_CHECKING:
     from edgebench.artifact import Artifact
     from edgebench.device import Device
 
+#: A block's scatter that is small enough, in units of the limit; and how many times longer than
+#: asked blocks may become to reach it.
+_SPREAD_PER_LIMIT = 1 / 3
+_LONGEST = 6.0
+
 Reporter = Callable[[dict[str, Any]], None]
 
 #: Blocks of a session after the first: fewer cost more in starting than they save in waiting.
 _LEAST_MORE, _MOST_MORE = 2, 10
-#: What a block takes besides its timed part, before any was seen (s): a start of Python and
-#: ONNX Runtime, two loads, three warm-ups.
-_BLOCK_OVERHEAD_S = 3.0
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Benchmark:
     sorted: Sorted = field(default_factory=lambda: Sorted((), ()))
     broken: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    #: Timed seconds of the last session's blocks.
+    block_s: float = 0.0
 
     @property
     def undecided(self) -> list[Evidence]:
@@ -117,7 +121,7 @@ def check(
         max_accuracy_drop=chosen.max_accuracy_drop,
         alpha=chosen.alpha,
         miss=chosen.miss,
-        findings=tuple(_with_holm(findings, chosen.alpha)),
+        findings=tuple(_with_holm(findings, rule)),
         broken=tuple(dict.fromkeys(why for b in benchmarks for why in b.broken)),
         notes=tuple(gate.notes),
         recordings=tuple(s.id for b in benchmarks for s in b.sessions),
@@ -159,10 +163,10 @@ class _Gate:
         while True:
             size = self.next_size(benchmark)
             known = [block.seconds for block in benchmark.blocks]
-            block_s = float(np.mean(known)) if known else self.options.block_s + _BLOCK_OVERHEAD_S
-            if benchmark.blocks:
+            if known:
+                longer = self.block_s(benchmark) - benchmark.block_s
                 left_s = budget_s - (time.monotonic() - begin)
-                size = min(size, int(left_s / block_s))
+                size = min(size, int(left_s / (float(np.mean(known)) + longer)))
                 if size < 1:
                     break
             self.session(benchmark, artifacts, size, accuracy=accuracy and not benchmark.sessions)
@@ -189,7 +193,10 @@ class _Gate:
             seed = secrets.randbits(31)
         else:
             seed += len(benchmark.sessions)
-        options = self.options.session(size, seed, self.timed, accuracy=accuracy)
+        benchmark.block_s = self.block_s(benchmark)
+        options = self.options.session(
+            size, seed, self.timed, accuracy=accuracy, block_s=benchmark.block_s
+        )
         recording = run(
             self.device, artifacts, self.store, options, wait=self.wait, report=self.report
         )
@@ -242,11 +249,21 @@ class _Gate:
         if not self.timed:
             return 1
         if not benchmark.evidence:
-            return self.rule.least_blocks
+            return min(self.rule.least_blocks, self.rule.max_blocks)
         wanted = [e.more_blocks or _LEAST_MORE for e in benchmark.undecided]
         size = max(_LEAST_MORE, min(_MOST_MORE, min(wanted, default=_LEAST_MORE)))
         room = [self.rule.max_blocks - e.blocks for e in benchmark.undecided]
         return max(1, min(size, max(room, default=1)))
+
+    def block_s(self, benchmark: Benchmark) -> float:
+        """Timed seconds of a coming block: longer where the blocks so far scatter too much.
+
+        Calls average out and starting a worker costs the same, so noisy blocks should be longer.
+        What is chosen from earlier blocks can't favour a side.
+        """
+        spread = max((e.spread for e in benchmark.undecided), default=0.0)
+        wanted = (spread / (self.rule.upper * _SPREAD_PER_LIMIT)) ** 2
+        return self.options.block_s * min(_LONGEST, max(1.0, wanted))
 
     def findings(self, benchmark: Benchmark) -> list[Finding]:
         found = [
@@ -268,14 +285,16 @@ class _Gate:
             self.notes.append(text)
 
 
-def _with_holm(findings: list[Finding], alpha: float) -> list[Finding]:
+def _with_holm(findings: list[Finding], rule: Rule) -> list[Finding]:
     """What Holm's procedure finds beyond the sequential tests, among the undecided."""
     p_values = [finding.p_value if finding.p_value is not None else 1.0 for finding in findings]
+    unmeasured = [1.0] * (rule.hypotheses - len(p_values))
+    rejected = holm([*p_values, *unmeasured], rule.alpha)
     return [
-        replace(finding, decision=Decision.REGRESSION, more_blocks=None, more_s=None)
-        if rejected and finding.decision is Decision.UNDECIDED and finding.unit == "ratio"
+        replace(finding, decision=Decision.REGRESSION, more_blocks=None, more_s=None, note="")
+        if rejected[i] and finding.decision is Decision.UNDECIDED and finding.unit == "ratio"
         else finding
-        for finding, rejected in zip(findings, holm(p_values, alpha), strict=True)
+        for i, finding in enumerate(findings)
     ]
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: Counted calls are the turn less its first: short turns alternate faster than most noise.
 CALLS_PER_TURN = 4
 #: Rounds of a block, at least: their median is the block's ratio.
-LEAST_ROUNDS = 5
+LEAST_ROUNDS = 9
 #: A block ends after so many times its asked length, whatever is missing.
 _PATIENCE = 20.0
 
@@ -78,9 +78,15 @@ class CheckOptions:
         return Rule(self.max_regression, self.alpha, self.miss, hypotheses, self.max_blocks)
 
     def session(
-        self, blocks: int, seed: int, metrics: tuple[Metric, ...], *, accuracy: bool
+        self,
+        blocks: int,
+        seed: int,
+        metrics: tuple[Metric, ...],
+        *,
+        accuracy: bool,
+        block_s: float | None = None,
     ) -> RunOptions:
-        """The options of a session of so many blocks."""
+        """The options of a session of so many blocks, of ``block_s`` (default: as asked)."""
         from edgebench.measure import RunOptions
 
         calls = max(LEAST_ROUNDS * (CALLS_PER_TURN - 1), *(metric.calls for metric in metrics))
@@ -92,8 +98,8 @@ class CheckOptions:
             percentile=50.0,
             min_count=calls * blocks,
             precision=0.99,
-            min_duration_s=self.block_s,
-            max_duration_s=_PATIENCE * self.block_s,
+            min_duration_s=block_s or self.block_s,
+            max_duration_s=_PATIENCE * (block_s or self.block_s),
             calls_per_turn=CALLS_PER_TURN,
             accuracy="all" if accuracy else None,
             # Which examples each side got right is not in a count that is taken over.

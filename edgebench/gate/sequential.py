@@ -126,17 +126,24 @@ class Evidence:
     spread: float = field(default=float("nan"))
 
 
-def log_wealth(x: Floats, boundary: float | Floats, distance: float, direction: int) -> Floats:
+def log_wealth(
+    x: Floats, boundary: float, distance: float, direction: int, spread: Floats | None = None
+) -> Floats:
     """Log-wealth after each block, [..., n], of the bet that direction * (t - boundary) > 0.
 
     Args:
         x: [..., n] log-ratios of blocks.
-        boundary: of the hypothesis bet against; a scalar, or an array that broadcasts to x.
+        boundary: of the hypothesis bet against.
         distance: how far from it the truth is thought to be (d above).
         direction: +1 bets on slower, -1 on faster.
+        spread: ``spreads(x)``, where it is known already.
     """
     z = direction * (x - boundary)
-    g = np.clip(2 * distance * z / spreads(x) ** 2, -MAX_LOG_ODDS, MAX_LOG_ODDS)
+    g = np.clip(
+        2 * distance * z / (spreads(x) if spread is None else spread) ** 2,
+        -MAX_LOG_ODDS,
+        MAX_LOG_ODDS,
+    )
     return np.asarray(np.cumsum(np.log1p(np.tanh(g / 2)), axis=-1))
 
 
@@ -201,8 +208,9 @@ _DECISIONS = (Decision.UNDECIDED, Decision.PASS, Decision.REGRESSION)
 
 def _bets(x: Floats, rule: Rule) -> tuple[Floats, Floats]:
     distance = rule.upper - rule.lower
-    fail = log_wealth(x, rule.lower, distance, +1)
-    passed = log_wealth(x, rule.upper, distance, -1)
+    spread = spreads(x)
+    fail = log_wealth(x, rule.lower, distance, +1, spread)
+    passed = log_wealth(x, rule.upper, distance, -1, spread)
     return fail, passed
 
 
@@ -232,9 +240,10 @@ def interval(x: Floats, rule: Rule, confidence: float = 0.95) -> tuple[float, fl
     threshold = log(2 / (1 - confidence))
     distance = rule.upper - rule.lower
     lo, hi = -inf, inf
+    spread = spreads(x)
 
     def refuted(boundary: float, direction: int) -> bool:
-        return bool(log_wealth(x, boundary, distance, direction).max() >= threshold)
+        return bool(log_wealth(x, boundary, distance, direction, spread).max() >= threshold)
 
     low, high = float(x.min()) - 1.0, float(x.max()) + 1.0
     if refuted(low, +1):
