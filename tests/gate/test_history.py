@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 
 import numpy as np
+import pytest
 
 from edgebench.artifact import Artifact
 from edgebench.gate import history, selftest
