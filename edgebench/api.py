@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgebench.artifact import MANIFEST, Artifact
 from edgebench.errors import ArtifactError
@@ -24,6 +24,9 @@ from edgebench.workspace import Workspace, ensure_dir
 if TYPE_CHECKING:
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
+    from edgebench.evaluate import Evaluation
+    from edgebench.evaluate.directions import Direction
+    from edgebench.evaluate.study import Mode
     from edgebench.gate.options import CheckOptions
     from edgebench.gate.outcome import Result as CheckResult
     from edgebench.gate.stored import SelfTest
@@ -349,6 +352,52 @@ def self_test(
     profile.require_usable()
     chosen = Artifact.load(artifact) if artifact is not None else None
     return measure(profile, chosen, results_dir(results), options, wait=wait, report=report)
+
+
+def evaluate_runs(
+    results_dir: str | Path,
+    run_ids: Sequence[str],
+    *,
+    primary_metric: str | None = None,
+    directions: Mapping[str, Direction] | None = None,
+    budgets: Mapping[str, float] | None = None,
+    device: str | None = None,
+    scheme: str | None = None,
+    wandb_project: str | None = None,
+    mode: str = "full",
+    figures: bool = True,
+) -> tuple[Evaluation, list[Path]]:
+    """Compare the runs of a study and write metrics, comparison, tests and figures.
+
+    Args:
+        results_dir: holds a directory a run; see docs/evaluate.md.
+        run_ids: ids that say ``proposed``, or ``comparative`` or ``baseline``.
+        primary_metric, directions, budgets, device, scheme, wandb_project, mode: see
+            ``edgebench.evaluate.Request``.
+        figures: draw the PDF figures (needs matplotlib).
+
+    Returns:
+        what the runs say, and the files written.
+
+    Raises:
+        UsageError, InputError, StorageError: see ``edgebench.evaluate.study`` and ``output``.
+    """
+    from edgebench.evaluate import Request, evaluate, write
+
+    evaluation = evaluate(
+        Request(
+            results_dir=Path(results_dir),
+            run_ids=tuple(run_ids),
+            primary_metric=primary_metric,
+            directions=directions or {},
+            budgets=budgets or {},
+            device=device,
+            scheme=scheme,
+            wandb_project=wandb_project,
+            mode=cast("Mode", mode),
+        )
+    )
+    return evaluation, write(evaluation, figures=figures)
 
 
 def results_dir(path: str | Path | None = None) -> Path:

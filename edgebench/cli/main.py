@@ -15,8 +15,10 @@ from edgebench.cli import (
     devices,
     doctor,
     energy,
+    evaluate,
     export,
     meters,
+    pareto,
     plot,
     resume,
     run,
@@ -72,7 +74,21 @@ def _options(
     pass
 
 
-for module in (export, run, resume, table, check, energy, plot, devices, meters, doctor, setup):
+for module in (
+    export,
+    run,
+    resume,
+    table,
+    check,
+    energy,
+    plot,
+    devices,
+    meters,
+    doctor,
+    setup,
+    evaluate,
+    pareto,
+):
     module.register(app)
 
 
