@@ -75,12 +75,24 @@ def check(
             "its median in a block, and from the self-test's in a check."
         ),
     ] = "20%",
-    scenario: Annotated[str, typer.Option(help="single-stream or offline.")] = "single-stream",
+    scenario: Annotated[
+        str | None,
+        typer.Option(
+            help="single-stream or offline; of decoders prefill, decode or generate. Default: "
+            "single-stream, and generate for decoders."
+        ),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Samples a call in the offline scenario (default 8).")
     ] = None,
     seq_len: Annotated[
         int | None, typer.Option(help="Tokens a sample (default: as exported).")
+    ] = None,
+    prompt_len: Annotated[
+        int | None, typer.Option(help="Tokens of a decoder's prompt (default: as exported).")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that a call of generate gives.")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model (default: the profile's).")
@@ -120,6 +132,8 @@ def check(
         scenario=scenario,
         batch=batch,
         seq_len=seq_len,
+        prompt_len=prompt_len,
+        new_tokens=new_tokens,
         threads=threads,
         seed=seed,
         limits=Limits(

@@ -37,6 +37,11 @@ NAME = "edgebench-canary"
 WIDTH, LAYERS, TOKENS, VOCABULARY = 256, 8, 4, 64
 
 
+def has_canary(artifact: Artifact) -> bool:
+    """Whether the canary can share a worker with an artifact: an encoder's ONNX file."""
+    return artifact.manifest.format == "onnx" and artifact.manifest.decoder is None
+
+
 def make_canary(directory: Path, seq_len: int) -> Artifact:
     """Write the canary for a sequence length below a directory, and load it."""
     import onnx

@@ -29,7 +29,7 @@ import numpy as np
 from edgebench.errors import InputError
 from edgebench.gate import stored
 from edgebench.gate.blocks import Block, blocks_of
-from edgebench.gate.canary import make_canary
+from edgebench.gate.canary import has_canary, make_canary
 from edgebench.gate.environment import Sorted, broken, sort_blocks
 from edgebench.gate.family import holm
 from edgebench.gate.findings import counted_findings, finding_of
@@ -178,8 +178,8 @@ class _Gate:
 
     def canary(self, scratch: Path, benchmark: Benchmark) -> list[Artifact]:
         manifest = benchmark.pair.candidate.manifest
-        if manifest.format != "onnx":
-            self.note("no canary: it is an ONNX file, and this device runs PyTorch")
+        if not has_canary(benchmark.pair.candidate):
+            self.note("no canary: it takes part only where encoders run in ONNX Runtime")
             return []
         return [make_canary(scratch, manifest.statistics.seq_len)]
 

@@ -33,6 +33,7 @@ class CheckOptions:
         time_limit_s: of the whole call.
         block_s: timed seconds of a block, at least.
         max_blocks: of one benchmark.
+        scenario, batch, seq_len, prompt_len, new_tokens, threads: as of a run.
         seed: of every random order; None draws one, which the recordings name.
     """
 
@@ -44,9 +45,11 @@ class CheckOptions:
     time_limit_s: float = 600.0
     block_s: float = 1.0
     max_blocks: int = 60
-    scenario: str = "single-stream"
+    scenario: str | None = None
     batch: int | None = None
     seq_len: int | None = None
+    prompt_len: int | None = None
+    new_tokens: int | None = None
     threads: int | None = None
     seed: int | None = None
     limits: Limits = field(default_factory=Limits)
@@ -94,6 +97,8 @@ class CheckOptions:
             scenario=self.scenario,  # type: ignore[arg-type]  # RunOptions.check refuses others
             batch=self.batch,
             seq_len=self.seq_len,
+            prompt_len=self.prompt_len,
+            new_tokens=self.new_tokens,
             launches=blocks,
             percentile=50.0,
             min_count=calls * blocks,

@@ -20,7 +20,7 @@ from edgebench.artifact import Artifact
 from edgebench.errors import MeasurementError
 from edgebench.gate import replay, stored
 from edgebench.gate.blocks import Block, blocks_of
-from edgebench.gate.canary import make_canary
+from edgebench.gate.canary import has_canary, make_canary
 from edgebench.gate.environment import broken, sort_blocks
 from edgebench.gate.metrics import METRICS
 from edgebench.gate.options import CheckOptions
@@ -70,8 +70,9 @@ def self_test(
     begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edgebench-canary-") as name:
         seq_len = artifact.manifest.statistics.seq_len if artifact else _CANARY_SEQ_LEN
-        onnx = artifact is None or artifact.manifest.format == "onnx"
-        canary = make_canary(Path(name), seq_len) if onnx else None
+        canary = None
+        if artifact is None or has_canary(artifact):
+            canary = make_canary(Path(name), seq_len)
         tested = artifact or canary
         assert tested is not None
         while True:
