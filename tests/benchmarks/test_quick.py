@@ -18,9 +18,10 @@ from tests.fixtures_export import (
 from tests.native import building
 
 ROOT = BENCHMARKS.parent
-MINILM = ("harness", "process", "repeatability", "dispatch")
+MINILM = ("harness", "process", "repeatability", "dispatch", "gate_real")
 DECODERS = ("decoder_export", "decoder_quality")
-EVERY = (*MINILM, "startup", "fleet", "energy_coverage", "kernel3", "quant_quality", *DECODERS)
+OTHERS = ("startup", "fleet", "energy_coverage", "kernel3", "quant_quality", "gate")
+EVERY = (*MINILM, *OTHERS, *DECODERS)
 PEERS = list(Path.home().glob(".cache/edgebench-benchmarks/optimum-benchmark-*/bin/python"))
 
 
