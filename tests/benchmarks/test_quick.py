@@ -19,7 +19,7 @@ from tests.native import building
 
 ROOT = BENCHMARKS.parent
 MINILM = ("harness", "process", "repeatability", "dispatch")
-EVERY = (*MINILM, "startup", "fleet", "energy_coverage", "kernel3", "quant_quality")
+EVERY = (*MINILM, "startup", "fleet", "energy_coverage", "kernel3", "quant", "quant_quality")
 PEERS = list(Path.home().glob(".cache/edgebench-benchmarks/optimum-benchmark-*/bin/python"))
 
 
