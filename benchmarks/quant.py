@@ -15,8 +15,8 @@ themselves, with their targets of 0.70 and 0.74, are `kernel3.py`'s.
 
 Exports are made once and kept in the user's cache directory: 7 GB and some minutes for the decoder,
 a minute for MiniLM. EDGEBENCH_BENCHMARK_DECODERS names a directory with the decoder's artifacts of
-the four schemes, EDGEBENCH_BENCHMARK_MINILM one with MiniLM's. --quick takes a decoder of one
-narrow layer, and no MiniLM.
+the four schemes, EDGEBENCH_BENCHMARK_MINILM one with MiniLM's. --quick takes a tiny decoder,
+and no MiniLM.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def measure(quick: bool) -> Sequence[Figure]:
             for scenario in ("prefill", "decode")
         )
         rows = {s: {**prefill[s], **_tpot(decode[s])} for s in SCHEMES}
-        name = "narrow decoder, 1 layer" if quick else "7B-shaped decoder, 4 layers"
+        name = "tiny decoder" if quick else "7B-shaped decoder, 4 layers"
         _show(name, rows, {"TTFT ms": "ttft_p50_ms", "TPOT ms": "tpot_p50_ms"})
         figures = _figures("decoder", rows, {"TTFT": "ttft_", "TPOT": "tpot_"})
         if minilm:
@@ -125,7 +125,7 @@ def _decoders(quick: bool) -> list[str]:
     name = "decoder-quick" if quick else "decoder-7b-4-layers"
 
     def checkpoint(directory: Path) -> list[str]:
-        made = make(directory / "checkpoint", "0.1b" if quick else "7b", layers=1 if quick else 4)
+        made = make(directory / "checkpoint", "tiny" if quick else "7b", None if quick else 4)
         length = "16" if quick else str(PROMPT)
         return [str(made / "lora"), "--base", str(made), "--seq-len", length]
 
