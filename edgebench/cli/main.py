@@ -20,6 +20,7 @@ from edgebench.cli import (
     resume,
     run,
     setup,
+    surrogate,
     table,
 )
 from edgebench.cli.output import error_document, say_error, say_json
@@ -71,7 +72,19 @@ def _options(
     pass
 
 
-for module in (export, run, resume, table, energy, plot, devices, meters, doctor, setup):
+for module in (
+    export,
+    run,
+    resume,
+    table,
+    energy,
+    plot,
+    surrogate,
+    devices,
+    meters,
+    doctor,
+    setup,
+):
     module.register(app)
 
 
