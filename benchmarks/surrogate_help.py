@@ -124,7 +124,9 @@ def measure(quick: bool, data: Path | None) -> list[Figure]:
             last[0] = text
             print(f"  {text} ({100 * share:.0f} %)", file=sys.stderr)
 
-    options = FitOptions(TrainingOptions(steps=steps), leave_out_steps=min(steps, 700))
+    options = FitOptions(
+        TrainingOptions(steps=steps), leave_out_steps=min(steps, 700), draws=2 if quick else 12
+    )
     done = fit(training, options, report)
     draws = 2 if quick else 30
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from edgebench.api import (
         attach_trace,
         diagnose,
+        evaluate_runs,
         export_adapter,
         list_devices,
         list_meters,
@@ -46,6 +47,7 @@ _HOMES = {
     "RunOptions": "edgebench.measure.options",
     "attach_trace": "edgebench.api",
     "diagnose": "edgebench.api",
+    "evaluate_runs": "edgebench.api",
     "export_adapter": "edgebench.api",
     "list_devices": "edgebench.api",
     "list_meters": "edgebench.api",
@@ -66,6 +68,7 @@ __all__ = [
     "__version__",
     "attach_trace",
     "diagnose",
+    "evaluate_runs",
     "export_adapter",
     "list_devices",
     "list_meters",

@@ -14,8 +14,10 @@ from edgebench.cli import (
     devices,
     doctor,
     energy,
+    evaluate,
     export,
     meters,
+    pareto,
     plot,
     resume,
     run,
@@ -84,6 +86,8 @@ for module in (
     meters,
     doctor,
     setup,
+    evaluate,
+    pareto,
 ):
     module.register(app)
 

@@ -21,7 +21,24 @@ from edgebench.errors import CheckpointError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
 
-Task = Literal["text-classification", "token-classification", "feature-extraction"]
+Task = Literal[
+    "text-classification", "token-classification", "feature-extraction", "text-generation"
+]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A linear module's low-rank branch, y += scale * (x A^T) B^T: the names of its tensors in the
+    adapter's files, A [r, d_in] and B [d_out, r]."""
+
+    a: str
+    b: str
+    scale: float
+
+
+#: How an adapter may stand in the graph: folded into the weights; a branch of its own; or as inputs
+#: of the graph, so that one base takes any of several adapters.
+Lowering = Literal["merged", "unmerged", "swappable"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +67,10 @@ class Exporter(ABC):
     #: Name of the family's file, for the manifest.
     name: str
 
+    #: The lowerings that make sense for this family; a request for another one is refused. One
+    #: whose update can't be folded into the weights leaves "merged" out.
+    lowerings: tuple[Lowering, ...] = ("merged", "unmerged")
+
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether this ``adapter_config.json`` is of this family."""
@@ -62,6 +83,20 @@ class Exporter(ABC):
             CheckpointError: it does not fit; the message says how.
         """
 
+    def low_rank(self, adapter: AdapterCheckpoint) -> dict[str, LowRank]:
+        """The adapter as low-rank branches of linear modules, by module: all that there is to it.
+
+        What a decoder's export needs, which never holds the model as a module. Imports no torch.
+
+        Raises:
+            CheckpointError: the adapter, or this family, is more than that.
+        """
+        raise CheckpointError(
+            f"adapters of the family {self.name} can't be put on a decoder yet",
+            where=str(adapter.path),
+            fix="LoRA can.",
+        )
+
     @abstractmethod
     def attach(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:
         """Put the adapter's tensors on a base ``torch.nn.Module``; the branch stays separate.
@@ -71,8 +106,11 @@ class Exporter(ABC):
         """
 
     @abstractmethod
-    def lower(self, attached: Any, lowering: Literal["merged", "unmerged"]) -> Any:
-        """The transformers module to export, from what ``attach`` returned (may change it)."""
+    def lower(self, attached: Any, lowering: Lowering) -> Any:
+        """The transformers module to export, from what ``attach`` returned (may change it).
+
+        It is asked only for ``lowerings``.
+        """
 
 
 @dataclass(frozen=True)

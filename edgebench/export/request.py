@@ -10,13 +10,13 @@ from typing import Literal
 
 from edgebench.artifact import Format
 from edgebench.errors import UsageError
+from edgebench.export.exporter import Lowering
 from edgebench.export.torch_artifact import PRECISIONS
 from edgebench.quantize import CALIBRATED, MIXED_BITS, SCHEMES, check_scheme
 
 #: Called with the name of a step and the share of the whole that is done (0 to 1), or None.
 Progress = Callable[[str, float | None], None]
 
-Lowering = Literal["merged", "unmerged"]
 Road = Literal["torch", "optimum"]
 
 

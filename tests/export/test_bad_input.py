@@ -162,9 +162,9 @@ def test_an_unknown_adapter_type(adapter, base):
 
 def test_a_task_that_can_not_be_exported_yet(adapter, base):
     configuration = json.loads((adapter / "adapter_config.json").read_text())
-    configuration["task_type"] = "CAUSAL_LM"
+    configuration["task_type"] = "SEQ_2_SEQ_LM"
     (adapter / "adapter_config.json").write_text(json.dumps(configuration))
-    assert "task CAUSAL_LM can't be exported yet" in refused(CheckpointError, adapter, base)
+    assert "task SEQ_2_SEQ_LM can't be exported yet" in refused(CheckpointError, adapter, base)
 
 
 def test_a_base_that_is_not_here_is_not_downloaded(adapter):
@@ -251,6 +251,24 @@ def test_data_that_are_not_there(adapter, base, tmp_path):
     assert "no data file" in refused(InputError, adapter, base, data=tmp_path / "none.jsonl")
 
 
+NEVER_MERGED = """
+from exporters_peft_lora import PeftLora
+
+class NeverMerged(PeftLora):
+    name = "never_merged"
+    lowerings = ("unmerged",)
+
+EXPORTER = NeverMerged()
+"""
+
+
+def test_a_lowering_that_the_family_does_not_have(adapter, base, tmp_path, monkeypatch):
+    mine = own_exporter(tmp_path, monkeypatch, "never_merged", NEVER_MERGED)
+    message = refused(UsageError, adapter, base, exporter_dirs=(mine,), lowering="merged")
+    assert "adapters of the family never_merged have no merged form" in message
+    assert "Give unmerged." in message
+
+
 WRONG_EXPORTER = """
 import torch
 from exporters_peft_lora import PeftLora
@@ -271,14 +289,19 @@ EXPORTER = Wrong()
 def test_a_graph_that_is_not_what_pytorch_computes_is_no_artifact(
     adapter, base, tmp_path, monkeypatch
 ):
+    mine = own_exporter(tmp_path, monkeypatch, "wrong", WRONG_EXPORTER)
+    message = refused(ExportError, adapter, base, exporter_dirs=(mine,), seq_len=16)
+    assert "the fp32 graph is off PyTorch by 0.0002" in message
+    assert "no artifact was written" in message
+
+
+def own_exporter(tmp_path, monkeypatch, name, code):
+    """A directory with one exporter, which may import ``exporters_peft_lora``."""
     from edgebench.workspace import builtin_root
 
     mine = tmp_path / "exporters"
     mine.mkdir()
-    shutil.copy(builtin_root() / "exporters" / "peft_lora.py", mine / "_base.py")
-    (tmp_path / "exporters_peft_lora.py").write_text((mine / "_base.py").read_text())
+    shutil.copy(builtin_root() / "exporters" / "peft_lora.py", tmp_path / "exporters_peft_lora.py")
     monkeypatch.syspath_prepend(str(tmp_path))
-    (mine / "wrong.py").write_text(WRONG_EXPORTER)
-    message = refused(ExportError, adapter, base, exporter_dirs=(mine,), seq_len=16)
-    assert "the fp32 graph is off PyTorch by 0.0002" in message
-    assert "no artifact was written" in message
+    (mine / f"{name}.py").write_text(code)
+    return mine
