@@ -2,7 +2,8 @@
 
 Two ways are fitted: the papers' scale and shift (``scale_shift.py``), which keeps ranks, and the
 stack (``stack.py``), which may change them. Each sample is left out in turn and predicted from the
-others; the way with the smaller error (root mean square of log ratios) is taken.
+others, and the errors (root mean square of log ratios) are compared: the stack is taken unless its
+error is more than ``MARGIN`` times the line's.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ METHODS: tuple[Method, ...] = ("scale-shift", "stack")
 
 #: Prediction intervals hold this share of new forward passes.
 COVERAGE = 0.9
+
+#: How much worse the stack must look than the line before the line is taken. Five leave-one-out
+#: errors are a weak witness, and the stack is near the sources' mean anyway where samples say
+#: little. Leaving out each training device of HELP's split, 1.25 was best with 5 and 10 samples.
+MARGIN = 1.25
 
 #: When a sample is an outlier; see ``outliers``.
 OUTLIER_FACTOR = 3.0
@@ -104,7 +110,13 @@ def fit_metric(at: At, y: Array, methods: Sequence[Method] = METHODS) -> Fitted:
             predicted = at.rows(np.array([i])).predict(fitted)[0]
             errors.append(np.log(y[i] / max(predicted, 1e-3 * y[i])))
         loo[method] = float(np.sqrt(np.mean(np.square(errors))))
-    return _fit(min(loo, key=lambda method: loo[method]), at, y, loo)
+    return _fit(_better(loo), at, y, loo)
+
+
+def _better(loo: dict[Method, float]) -> Method:
+    if len(loo) == 1:
+        return next(iter(loo))
+    return "stack" if loo["stack"] <= MARGIN * loo["scale-shift"] else "scale-shift"
 
 
 def outliers(prediction: Array, y: Array) -> NDArray[np.bool_]:

@@ -73,7 +73,7 @@ class MetricCalibration(_Part):
     """One metric's calibration. ``alpha`` and ``beta`` (in its unit) come after the stack, if any.
 
     ``loo_log_rms`` has each method's error when each sample is left out in turn (root mean square
-    of the natural logarithm of the ratio); the one with the smaller was taken.
+    of the natural logarithm of the ratio), by which the method was chosen.
     """
 
     method: Literal["stack", "scale-shift"]
