@@ -187,13 +187,22 @@ def setup(
     device: str,
     *,
     reinstall: bool = False,
+    kernels: bool = False,
+    kernels_from: str | Path | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Setup:
-    """Install the runtime on a device whose host key is known; see ``edgebench.provision``."""
+    """Install the runtime on a device whose host key is known, and the native kernels if asked;
+    see ``edgebench.provision``."""
     from edgebench.device import load
     from edgebench.provision import setup as provision
 
-    return provision(load(device, Workspace.find()), reinstall=reinstall, report=report)
+    return provision(
+        load(device, Workspace.find()),
+        reinstall=reinstall,
+        with_kernels=kernels,
+        kernels_from=Path(kernels_from) if kernels_from is not None else None,
+        report=report,
+    )
 
 
 def load_results(path: str | Path | None = None) -> Results:

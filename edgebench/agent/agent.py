@@ -475,7 +475,7 @@ class OnnxRuntime(Runtime):
             settings.add_session_config_entry(key, str(value))
         self.native: Document = {}
         if options.get("native") and options["provider"] == "CPUExecutionProvider":
-            self.native = native_kernels()
+            self.native = tried_kernels()
             if "path" in self.native:
                 try:
                     settings.register_custom_ops_library(self.native["path"])
@@ -522,20 +522,48 @@ class OnnxRuntime(Runtime):
 #: The signatures and layouts of edgebench's own ops that this version exports.
 NATIVE_ABI = 1
 
+#: Names, for the agent's children, the library that `edgebench setup --kernels` installed.
+NATIVE_INSTALLED = "EDGEBENCH_NATIVE_INSTALLED"
+
 
 def native_kernels() -> Document:
     """The library of few-bit kernels on this device, as ``native_library`` has it; {} for none.
 
-    It is what EDGEBENCH_NATIVE names, or comes in the companion package. Without it ONNX Runtime
-    computes the ops' bodies, which are in the model's file.
+    It is what EDGEBENCH_NATIVE names, what `edgebench setup --kernels` put into the agent's
+    directory, or comes in the companion package. Without it ONNX Runtime computes the ops' bodies,
+    which are in the model's file.
     """
-    path = os.environ.get("EDGEBENCH_NATIVE")
+    path = os.environ.get("EDGEBENCH_NATIVE") or os.environ.get(NATIVE_INSTALLED)
     if path:
         return native_library(os.path.abspath(path))
     found = importlib.util.find_spec("edgebench_native")
     if found is None or not found.origin:
         return {}
     return native_library(os.path.join(os.path.dirname(found.origin), "libedgebench_ops.so"))
+
+
+def tried_kernels() -> Document:
+    """As ``native_kernels``, found in a process of its own: a library that ends the process which
+    loads it is a warning, too."""
+    named = os.environ.get("EDGEBENCH_NATIVE") or os.environ.get(NATIVE_INSTALLED)
+    if not named and importlib.util.find_spec("edgebench_native") is None:
+        return {}
+    done = subprocess.run(
+        [sys.executable, os.path.abspath(__file__), "native"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode == 0:
+        found: Document = json.loads(done.stdout.splitlines()[-1])
+        return found
+    ended = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+    words = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return {
+        "warning": "the library of native kernels ends the process that loads it "
+        f"({ended}{': ' + words[-1] if words else ''})"
+    }
 
 
 def native_library(path: str) -> Document:
@@ -1770,7 +1798,7 @@ class Server:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
             return {"missing": lines[-1] if lines else f"exit status {done.returncode}"}
         # What a library says while it is imported comes before our line.
-        return {"runtime": json.loads(done.stdout.splitlines()[-1]), "native": native_kernels()}
+        return {"runtime": json.loads(done.stdout.splitlines()[-1]), "native": tried_kernels()}
 
     # -- files, by digest
 
@@ -2047,7 +2075,13 @@ class Server:
 
 def serve(root: str, lock: str) -> int:
     """Role ``serve``. Requests on stdin, replies on stdout after the sentinel line."""
-    activate_site(os.path.join(os.path.abspath(os.path.expanduser(root)), "site", "active"))
+    root = os.path.abspath(os.path.expanduser(root))
+    activate_site(os.path.join(root, "site", "active"))
+    library = os.path.join(root, "native", "active", "libedgebench_ops.so")
+    if os.path.isfile(library):
+        os.environ[NATIVE_INSTALLED] = library
+    else:
+        os.environ.pop(NATIVE_INSTALLED, None)
     Server(root, lock, sys.stdin, sys.stdout).run()
     return 0
 
@@ -2069,11 +2103,15 @@ def main(argv: list[str] | None = None) -> int:
     serving.add_argument("--lock", default="device")
     roles.add_parser("supervise").add_argument("run_dir")
     roles.add_parser("work").add_argument("task")
+    roles.add_parser("native")
     arguments = parser.parse_args(argv)
     if arguments.role == "serve":
         return serve(arguments.root, arguments.lock)
     if arguments.role == "supervise":
         return supervise(arguments.run_dir)
+    if arguments.role == "native":
+        sys.stdout.write(json.dumps(native_kernels()) + "\n")
+        return 0
     return work(arguments.task)
 
 
