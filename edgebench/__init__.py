@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgebench.api import (
         attach_trace,
         calibrate_surrogate,
+        check,
         diagnose,
         evaluate_runs,
         evaluate_surrogate,
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
         resume,
         run,
         run_on,
+        self_test,
         write_tables,
     )
     from edgebench.artifact import Artifact
     from edgebench.device import Device
     from edgebench.errors import EdgebenchError
+    from edgebench.gate.options import CheckOptions
     from edgebench.measure.options import RunOptions
     from edgebench.recording import Recording
 
@@ -49,9 +52,11 @@ _HOMES = {
     "Device": "edgebench.device",
     "EdgebenchError": "edgebench.errors",
     "Recording": "edgebench.recording",
+    "CheckOptions": "edgebench.gate.options",
     "RunOptions": "edgebench.measure.options",
     "attach_trace": "edgebench.api",
     "calibrate_surrogate": "edgebench.api",
+    "check": "edgebench.api",
     "diagnose": "edgebench.api",
     "evaluate_runs": "edgebench.api",
     "evaluate_surrogate": "edgebench.api",
@@ -65,11 +70,13 @@ _HOMES = {
     "resume": "edgebench.api",
     "run": "edgebench.api",
     "run_on": "edgebench.api",
+    "self_test": "edgebench.api",
     "write_tables": "edgebench.api",
 }
 
 __all__ = [
     "Artifact",
+    "CheckOptions",
     "Device",
     "EdgebenchError",
     "Recording",
@@ -77,6 +84,7 @@ __all__ = [
     "__version__",
     "attach_trace",
     "calibrate_surrogate",
+    "check",
     "diagnose",
     "evaluate_runs",
     "evaluate_surrogate",
@@ -90,6 +98,7 @@ __all__ = [
     "resume",
     "run",
     "run_on",
+    "self_test",
     "write_tables",
 ]
 
