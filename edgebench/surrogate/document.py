@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from edgebench.errors import InputError
-from edgebench.surrogate.writing import write_text
+from edgebench.results.atomic import replace_files
 
 SCHEMA = "edgebench.calibration/1"
 
@@ -108,7 +108,8 @@ def to_json(document: CalibrationDocument) -> dict[str, Any]:
 
 def write(path: Path, document: CalibrationDocument) -> None:
     """Write the file, at once or not at all."""
-    write_text(path, json.dumps(to_json(document), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(to_json(document), indent=2, allow_nan=False) + "\n"
+    replace_files(path.parent, {path.name: text.encode()})
 
 
 def read(path: Path) -> CalibrationDocument:

@@ -19,12 +19,12 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from edgebench.errors import InputError
+from edgebench.results.atomic import replace_files
 from edgebench.surrogate.fitting import Fit
 from edgebench.surrogate.leave_out import Errors, LeaveOut
 from edgebench.surrogate.model import Heads, Surrogate
 from edgebench.surrogate.network import SurrogateNet
 from edgebench.surrogate.stack import SPACES, Scale
-from edgebench.surrogate.writing import write_bytes, write_text
 
 SCHEMA = "edgebench.surrogate/1"
 NAME = "surrogate.json"
@@ -59,8 +59,8 @@ def write(directory: Path, fit: Fit) -> str:
         },
         "leave_out": summary(fit.leave_out),
     }
-    write_bytes(directory / weights, content)
-    write_text(directory / NAME, json.dumps(document, indent=2, allow_nan=False) + "\n")
+    text = json.dumps(document, indent=2, allow_nan=False) + "\n"
+    replace_files(directory, {weights: content, NAME: text.encode()})  # renamed in this order
     for old in directory.glob("surrogate-*.safetensors"):
         if old.name != weights:
             old.unlink(missing_ok=True)
