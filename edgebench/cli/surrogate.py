@@ -288,7 +288,9 @@ def _print_table(columns: list[str], lines: list[dict[str, Any]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="")
     for column in columns:
-        table.add_column(column, justify="left" if column in {"device", "metric"} else "right")
+        table.add_column(
+            column, justify="left" if column in {"device", "metric", "left out"} else "right"
+        )
     for line in lines:
         cells = []
         for column in columns:

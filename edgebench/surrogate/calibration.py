@@ -38,6 +38,9 @@ MARGIN = 1.25
 OUTLIER_FACTOR = 3.0
 OUTLIER_DEVIATIONS = 5.0
 
+#: How far outside the training range, as a share of it, a sample's feature may lie.
+RANGE_SLACK = 0.05
+
 #: A device whose leave-one-out error exceeds this quantile of the left-out devices' is unlike them.
 UNLIKE_QUANTILE = 0.95
 
@@ -218,8 +221,10 @@ def calibrate(
             f"the samples have no figure for {', '.join(surrogate.metrics)}",
             fix="Measure what the surrogate has heads for.",
         )
-    if range_ is not None and ((samples.x < range_[0]) | (samples.x > range_[1])).any():
-        warnings.add("features-outside-training")
+    if range_ is not None:
+        slack = RANGE_SLACK * (range_[1] - range_[0])
+        if ((samples.x < range_[0] - slack) | (samples.x > range_[1] + slack)).any():
+            warnings.add("features-outside-training")
     return Calibrated(device, max(counts), fitted, widths, tuple(sorted(warnings)))
 
 
