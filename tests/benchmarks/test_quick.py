@@ -19,7 +19,8 @@ from tests.native import building
 
 ROOT = BENCHMARKS.parent
 MINILM = ("harness", "process", "repeatability", "dispatch", "gate_real")
-EVERY = (*MINILM, "startup", "fleet", "energy_coverage", "kernel3", "quant_quality", "gate")
+OTHERS = ("startup", "fleet", "energy_coverage", "kernel3", "quant", "quant_quality", "gate")
+EVERY = (*MINILM, *OTHERS)
 PEERS = list(Path.home().glob(".cache/edgebench-benchmarks/optimum-benchmark-*/bin/python"))
 
 
@@ -53,6 +54,8 @@ def test_quick_ends_with_a_line_a_figure(
     environment = {}
     if name == "kernel3":
         environment["EDGEBENCH_NATIVE"] = str(building.library())
+    if name == "quant":
+        environment["XDG_CACHE_HOME"] = str(tmp_path)
     if name == "quant_quality":
         environment["EDGEBENCH_BENCHMARK_DATA"] = str(held_out(tmp_path))
     if name in MINILM:
