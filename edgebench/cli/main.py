@@ -22,6 +22,7 @@ from edgebench.cli import (
     plot,
     resume,
     run,
+    sample,
     setup,
     table,
 )
@@ -77,6 +78,7 @@ def _options(
 for module in (
     export,
     run,
+    sample,
     resume,
     table,
     check,
