@@ -134,6 +134,7 @@ def attach(
                     fix="Give its own base with --base, or check the path.",
                 )
             place.copy_(value)
+    model.eval()  # the new modules too
     return parts
 
 
