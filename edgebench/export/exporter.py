@@ -23,9 +23,10 @@ from edgebench.export.checkpoint import AdapterCheckpoint
 
 Task = Literal["text-classification", "token-classification", "feature-extraction"]
 
-#: How an adapter may stand in the graph: folded into the weights; a branch of its own; or as inputs
-#: of the graph, so that one base takes any of several adapters.
-Lowering = Literal["merged", "unmerged", "swappable"]
+#: How an adapter may stand in the graph: folded into the weights; a branch of its own; as inputs of
+#: the graph, so that one base takes any of several; or not at all ("base"), but for the head that
+#: it brings: what its cost is measured against, so every family has it.
+Lowering = Literal["merged", "unmerged", "swappable", "base"]
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,17 @@ class Exporter(ABC):
     def lower(self, attached: Any, lowering: Lowering) -> Any:
         """The transformers module to export, from what ``attach`` returned (may change it).
 
-        It is asked only for ``lowerings``.
+        It is asked only for those of ``lowerings`` that are "merged" or "unmerged".
         """
+
+    def factors(self, attached: Any) -> dict[str, tuple[Any, Any]]:
+        """What "swappable" needs, from what ``attach`` returned: the update of each linear module
+        by its name in the base, as arrays A [d_in, r] and B [r, d_out] with y = W x + (x A) B.
+
+        Raises:
+            CheckpointError: this adapter's update has not that form.
+        """
+        raise NotImplementedError(f"{self.name} has no swappable form")
 
 
 @dataclass(frozen=True)

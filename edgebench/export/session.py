@@ -19,6 +19,7 @@ def run_graph(
     what: str,
     outputs: Sequence[str] | None = None,
     session_options: Mapping[str, str] | None = None,
+    adapter: Path | None = None,
 ) -> list[list[npt.NDArray[np.float32]]]:
     """The outputs for each feed.
 
@@ -28,6 +29,7 @@ def run_graph(
         what: the artifact, for messages.
         outputs: names of outputs; None means all.
         session_options: the runtime's configuration entries that the scheme asks for.
+        adapter: an adapter file of ONNX Runtime's to make active.
 
     Raises:
         ExportError: the runtime refuses the graph, fails on it, or gives NaN or infinity.
@@ -44,12 +46,19 @@ def run_graph(
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for key, value in (session_options or {}).items():
         options.add_session_config_entry(key, value)
+    active = None
+    if adapter is not None:
+        loaded = onnxruntime.LoraAdapter()
+        loaded.Load(str(adapter))
+        active = onnxruntime.RunOptions()
+        active.add_active_adapter(loaded)
     source: Any = model if isinstance(model, bytes) else str(model)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         names = {value.name for value in session.get_inputs()}
         results = [
-            session.run(outputs, {n: a for n, a in feed.items() if n in names}) for feed in feeds
+            session.run(outputs, {n: a for n, a in feed.items() if n in names}, active)
+            for feed in feeds
         ]
     except failures as error:
         raise ExportError(

@@ -4,7 +4,7 @@ docs/formats.md shows this list (``markdown_table``; a test compares them). Type
 DataFrames and the Parquet files; in CSV a missing value is an empty cell.
 
 Schema history (``SCHEMA``, stored in the Parquet files' metadata):
-    edgebench.tables/1   first
+    edgebench.tables/1   first; since then more columns: adapter_swap_us, adapter_load_us
 """
 
 from __future__ import annotations
@@ -83,6 +83,8 @@ LATENCY: tuple[Column, ...] = (
     *_interval("latency_mean_ms", "ms", "mean duration of one call"),
     *_interval("throughput_per_s", "1/s", "samples (calls times batch) per second of model time"),
     *_interval("load_time_ms", "ms", "from opening the file to a ready session, over launches"),
+    *_interval("adapter_swap_us", "us", "making another loaded adapter active; swappable only"),
+    *_interval("adapter_load_us", "us", "loading one from its file, cached; swappable only"),
     Column("memory_peak_rss_mb", "float", "MB (10^6 bytes)", "peak resident memory, alone"),
     Column("memory_baseline_rss_mb", "float", "MB (10^6 bytes)", "the same before the model"),
     Column("warmup_calls", "integer", "", "most calls that any launch needed to warm up"),

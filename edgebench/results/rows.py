@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from edgebench import stats
-from edgebench.artifact import Manifest
+from edgebench.artifact import Adapter, Manifest, SwapAdapter
 from edgebench.errors import RecordingError
 from edgebench.recording import PHASES, ArtifactEntry, Recording, Solo
 from edgebench.results.columns import ENERGY, LATENCY, POWER, Column
@@ -27,6 +27,7 @@ SIGNIFICANT_DIGITS = 9
 Row = dict[str, Any]
 
 _NS_PER_MS = 1e6
+_NS_PER_US = 1e3
 _MB = 1e6
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
@@ -91,7 +92,14 @@ def _verdict(verdict: Verdict) -> Row:
 
 
 def _artifact(entry: ArtifactEntry, manifest: Manifest) -> Row:
-    quantization, s, adapter = manifest.quantization, manifest.statistics, manifest.adapter
+    quantization, s = manifest.quantization, manifest.statistics
+    adapter: Adapter | SwapAdapter | None = manifest.adapter
+    parity, kept_ranks, extra_flops = manifest.parity, s.kept_ranks, manifest.extra_flops
+    if entry.active_adapter is not None:
+        active = next((a for a in manifest.adapters if a.name == entry.active_adapter), None)
+        adapter = active
+        if active is not None:
+            parity, kept_ranks, extra_flops = active.parity, active.ranks, active.extra_flops
     return {
         "base_model": manifest.base.name,
         "adapter": adapter.name if adapter else None,
@@ -104,14 +112,14 @@ def _artifact(entry: ArtifactEntry, manifest: Manifest) -> Row:
         "storage_bits_per_weight": quantization.storage_bits_per_weight,
         "file_bits_per_weight": quantization.file_bits_per_weight,
         "artifact_size_mb": entry.size_bytes / _MB,
-        "parity_max_abs_error": manifest.parity.max_abs_error,
-        "parity_cosine_mean": manifest.parity.cosine_mean,
-        "parity_kl_mean": manifest.parity.kl_mean,
+        "parity_max_abs_error": parity.max_abs_error,
+        "parity_cosine_mean": parity.cosine_mean,
+        "parity_kl_mean": parity.kl_mean,
         "kept_layers": s.kept_layers,
         "kept_heads": s.kept_heads,
-        "kept_ranks": s.kept_ranks,
+        "kept_ranks": kept_ranks,
         "param_bits": s.param_bits,
-        "extra_flops": manifest.extra_flops,
+        "extra_flops": extra_flops,
     }
 
 
@@ -149,6 +157,10 @@ def _figures(loaded: Loaded, index: int) -> Row:
     good = [each for each in recording.launches if each.outcome == "ok"]
     loads = [ns for each in good for ns in each.load_ns[index : index + 1] if ns is not None]
     row |= _estimate("load_time_ms", stats.over_launches(loads), _NS_PER_MS)
+    for name in ("adapter_swap", "adapter_load"):
+        times = [ns for each in good for ns in getattr(each, f"{name}_ns")[index : index + 1]]
+        known = [ns for ns in times if ns is not None]
+        row |= _estimate(f"{name}_us", stats.over_launches(known), _NS_PER_US)
     warmups = [w for each in good for w in each.warmup[index : index + 1]]
     done = [w for w in warmups if w is not None]
     row["warmup_calls"] = max((w.calls for w in done), default=None)
