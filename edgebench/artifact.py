@@ -21,7 +21,8 @@ covers everything. Nothing in the manifest depends on the time or the place of t
 Schema history (``schema``):
     edgebench.artifact/1   first
                            later: ``format`` (absent: onnx); ``exporter.opset`` and ``ir_version``
-                           are null where there is no ONNX file; ``adapters`` (absent: none)
+                           are null where there is no ONNX file; ``adapters`` (absent: none);
+                           ``adapter.active_atoms``
 """
 
 from __future__ import annotations
@@ -83,6 +84,8 @@ class Adapter(_Part):
     rank: int | None = None
     bytes: int
     parameters: int
+    #: Atoms of a dictionary that one token uses at most, where the family has any.
+    active_atoms: float | None = None
 
 
 class Exporter(_Part):

@@ -435,9 +435,9 @@ class Runtime:
         """The first output for a batch of inputs, as an array."""
         raise NotImplementedError
 
-    def adapter_times(self) -> Document | None:
-        """How long it takes to change adapters; None where they can't be changed."""
-        return None
+    def adapter_times(self) -> Document:
+        """How long it takes to change adapters (ns), of a runtime that was given some."""
+        raise NotImplementedError
 
     #: A runtime with a clock of its own (CUDA events) times calls itself, as ``time_calls`` does.
     time_calls: Callable[[list[Any], int, int, Any, Any], None] | None = None
@@ -522,11 +522,9 @@ class OnnxRuntime(Runtime):
 
         self.call = call
 
-    def adapter_times(self) -> Document | None:
+    def adapter_times(self) -> Document:
         """Medians (ns): making a loaded adapter active in new run options, and loading one from
-        its file, which the system has cached. None where nothing can be swapped."""
-        if not self.adapters:
-            return None
+        its file, which the system has cached."""
         import onnxruntime
 
         loaded, paths = list(self.loaded.values()), list(self.adapters.values())
@@ -1115,8 +1113,9 @@ def work_launch(task: Document, protocol: Document, report: Report) -> Document:
     report({"event": "launch", "launch": task["launch"], "step": "warm-up"})
     for lane in lanes:
         warmups[lane.index] = warm_up(lane, samples, protocol["warmup"])
-        for name, each in (lane.runtime.adapter_times() or {}).items():
-            swaps[name][lane.index] = each
+        if entries[lane.index].get("adapters"):
+            for name, each in lane.runtime.adapter_times().items():
+                swaps[name][lane.index] = each
     cpus = available_cpus()
 
     def progress(elapsed: float) -> None:

@@ -15,7 +15,9 @@ from edgebench.cli import (
     doctor,
     energy,
     export,
+    flops,
     meters,
+    overhead,
     plot,
     resume,
     run,
@@ -71,7 +73,20 @@ def _options(
     pass
 
 
-for module in (export, run, resume, table, energy, plot, devices, meters, doctor, setup):
+for module in (
+    export,
+    run,
+    overhead,
+    flops,
+    resume,
+    table,
+    energy,
+    plot,
+    devices,
+    meters,
+    doctor,
+    setup,
+):
     module.register(app)
 
 

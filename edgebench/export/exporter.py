@@ -40,6 +40,8 @@ class AdapterFacts:
         num_labels: outputs of the head that the adapter brings; None where it brings none.
         provides: names of base parameters that the adapter brings itself, so that the base may
             lack them.
+        active_atoms: of a family whose tokens choose atoms of a dictionary, the most that one
+            token uses; None for other families.
     """
 
     kind: str
@@ -47,6 +49,7 @@ class AdapterFacts:
     task: Task
     num_labels: int | None
     provides: frozenset[str]
+    active_atoms: float | None = None
 
 
 class Exporter(ABC):

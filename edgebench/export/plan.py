@@ -177,6 +177,7 @@ def adapter_entry(plan: Plan) -> nouns.Adapter | None:
         rank=plan.facts.rank,
         bytes=plan.adapter.bytes,
         parameters=plan.adapter.parameters,
+        active_atoms=plan.facts.active_atoms,
     )
 
 

@@ -55,7 +55,8 @@ def run_graph(
     source: Any = model if isinstance(model, bytes) else str(model)
     try:
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        names = {value.name for value in session.get_inputs()}
+        takes = (*session.get_inputs(), *session.get_overridable_initializers())
+        names = {value.name for value in takes}
         results = [
             session.run(outputs, {n: a for n, a in feed.items() if n in names}, active)
             for feed in feeds

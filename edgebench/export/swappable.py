@@ -218,6 +218,14 @@ def write_file(target: Path, parameters: Mapping[str, Array]) -> None:
     form.export_adapter(str(target))
 
 
+def read_file(source: Path) -> dict[str, Array]:
+    """The parameters of an adapter file, by the names of the graph's inputs."""
+    import onnxruntime
+
+    parameters = onnxruntime.AdapterFormat.read_adapter(str(source)).get_parameters()
+    return {name: value.numpy() for name, value in parameters.items()}
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuse two adapters of one name, and the name that means no adapter.
 

@@ -101,7 +101,7 @@ LATENCY: tuple[Column, ...] = (
     Column("kept_heads", "integer", "", "attention heads in the exported graph"),
     Column("kept_ranks", "integer", "", "adapter ranks in the exported graph"),
     Column("param_bits", "integer", "bit", "stored bits of all parameters of the graph"),
-    Column("extra_flops", "float", "1", "floating-point operations added by the adapter, share"),
+    Column("extra_flops", "float", "1", "operations that the adapter adds to one sample"),
     Column("adapter_bytes", "integer", "byte", "weight file of the adapter's checkpoint"),
     *_VERDICT,
 )

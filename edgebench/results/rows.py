@@ -93,13 +93,10 @@ def _verdict(verdict: Verdict) -> Row:
 
 def _artifact(entry: ArtifactEntry, manifest: Manifest) -> Row:
     quantization, s = manifest.quantization, manifest.statistics
-    adapter: Adapter | SwapAdapter | None = manifest.adapter
+    adapter = _adapter_of(entry, manifest)
     parity, kept_ranks, extra_flops = manifest.parity, s.kept_ranks, manifest.extra_flops
-    if entry.active_adapter is not None:
-        active = next((a for a in manifest.adapters if a.name == entry.active_adapter), None)
-        adapter = active
-        if active is not None:
-            parity, kept_ranks, extra_flops = active.parity, active.ranks, active.extra_flops
+    if isinstance(adapter, SwapAdapter):
+        parity, kept_ranks, extra_flops = adapter.parity, adapter.ranks, adapter.extra_flops
     return {
         "base_model": manifest.base.name,
         "adapter": adapter.name if adapter else None,
@@ -198,7 +195,7 @@ def _accuracy(recording: Recording, solo: Solo) -> Row:
 
 def _against_reference(loaded: Loaded, manifests: list[Manifest], index: int) -> Row:
     """Interleaved speed against the session's reference; nothing for the reference itself."""
-    reference = _reference(manifests, index)
+    reference = _reference(loaded.recording.artifacts, manifests, index)
     row: Row = {"reference_artifact_digest": loaded.recording.artifacts[reference].digest}
     counted = _counted(loaded)
     columns = {
@@ -218,21 +215,30 @@ def _against_reference(loaded: Loaded, manifests: list[Manifest], index: int) ->
     return row | _estimate("speedup_vs_reference", ratio)
 
 
-def _reference(manifests: list[Manifest], index: int) -> int:
+def _reference(entries: list[ArtifactEntry], manifests: list[Manifest], index: int) -> int:
     """The session's fp32 artifact of the same adapter on the same base, else its first artifact."""
     mine = manifests[index]
+    digests = [_adapter_digest(entry, m) for entry, m in zip(entries, manifests, strict=True)]
     for number, other in enumerate(manifests):
         if (
             other.quantization.scheme == "fp32"
             and other.base.digest == mine.base.digest
-            and _adapter_digest(other) == _adapter_digest(mine)
+            and digests[number] == digests[index]
         ):
             return number
     return 0
 
 
-def _adapter_digest(manifest: Manifest) -> str | None:
-    return manifest.adapter.digest if manifest.adapter else None
+def _adapter_of(entry: ArtifactEntry, manifest: Manifest) -> Adapter | SwapAdapter | None:
+    """The adapter that was measured: of a swappable artifact, the active one."""
+    if entry.active_adapter is None:
+        return manifest.adapter
+    return next((a for a in manifest.adapters if a.name == entry.active_adapter), None)
+
+
+def _adapter_digest(entry: ArtifactEntry, manifest: Manifest) -> str | None:
+    adapter = _adapter_of(entry, manifest)
+    return adapter.digest if adapter else None
 
 
 def _counted(loaded: Loaded) -> npt.NDArray[np.bool_]:
