@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgebench.artifact import MANIFEST, Artifact
 from edgebench.errors import ArtifactError
@@ -24,6 +24,9 @@ from edgebench.workspace import Workspace, ensure_dir
 if TYPE_CHECKING:
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
+    from edgebench.evaluate import Evaluation
+    from edgebench.evaluate.directions import Direction
+    from edgebench.evaluate.study import Mode
     from edgebench.export.flops import GraphCost
     from edgebench.measure import Outcome, RunOptions
     from edgebench.meters_listing import Found
@@ -262,13 +265,22 @@ def setup(
     device: str,
     *,
     reinstall: bool = False,
+    kernels: bool = False,
+    kernels_from: str | Path | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Setup:
-    """Install the runtime on a device whose host key is known; see ``edgebench.provision``."""
+    """Install the runtime on a device whose host key is known, and the native kernels if asked;
+    see ``edgebench.provision``."""
     from edgebench.device import load
     from edgebench.provision import setup as provision
 
-    return provision(load(device, Workspace.find()), reinstall=reinstall, report=report)
+    return provision(
+        load(device, Workspace.find()),
+        reinstall=reinstall,
+        with_kernels=kernels,
+        kernels_from=Path(kernels_from) if kernels_from is not None else None,
+        report=report,
+    )
 
 
 def load_results(path: str | Path | None = None) -> Results:
@@ -359,6 +371,52 @@ def plot_power(
     loaded = store(results).load(run)
     directory = Path(out) if out is not None else results_dir(results) / "figures" / loaded.id
     return draw(loaded, directory, channel=channel)
+
+
+def evaluate_runs(
+    results_dir: str | Path,
+    run_ids: Sequence[str],
+    *,
+    primary_metric: str | None = None,
+    directions: Mapping[str, Direction] | None = None,
+    budgets: Mapping[str, float] | None = None,
+    device: str | None = None,
+    scheme: str | None = None,
+    wandb_project: str | None = None,
+    mode: str = "full",
+    figures: bool = True,
+) -> tuple[Evaluation, list[Path]]:
+    """Compare the runs of a study and write metrics, comparison, tests and figures.
+
+    Args:
+        results_dir: holds a directory a run; see docs/evaluate.md.
+        run_ids: ids that say ``proposed``, or ``comparative`` or ``baseline``.
+        primary_metric, directions, budgets, device, scheme, wandb_project, mode: see
+            ``edgebench.evaluate.Request``.
+        figures: draw the PDF figures (needs matplotlib).
+
+    Returns:
+        what the runs say, and the files written.
+
+    Raises:
+        UsageError, InputError, StorageError: see ``edgebench.evaluate.study`` and ``output``.
+    """
+    from edgebench.evaluate import Request, evaluate, write
+
+    evaluation = evaluate(
+        Request(
+            results_dir=Path(results_dir),
+            run_ids=tuple(run_ids),
+            primary_metric=primary_metric,
+            directions=directions or {},
+            budgets=budgets or {},
+            device=device,
+            scheme=scheme,
+            wandb_project=wandb_project,
+            mode=cast("Mode", mode),
+        )
+    )
+    return evaluation, write(evaluation, figures=figures)
 
 
 def results_dir(path: str | Path | None = None) -> Path:

@@ -14,10 +14,12 @@ from edgebench.cli import (
     devices,
     doctor,
     energy,
+    evaluate,
     export,
     flops,
     meters,
     overhead,
+    pareto,
     plot,
     resume,
     run,
@@ -86,6 +88,8 @@ for module in (
     meters,
     doctor,
     setup,
+    evaluate,
+    pareto,
 ):
     module.register(app)
 
