@@ -21,6 +21,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgebench.api import (
         attach_trace,
+        check,
         count_flops,
         diagnose,
         evaluate_runs,
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
         resume,
         run,
         run_on,
+        self_test,
         write_tables,
     )
     from edgebench.artifact import Artifact
     from edgebench.device import Device
     from edgebench.errors import EdgebenchError
+    from edgebench.gate.options import CheckOptions
     from edgebench.measure.options import RunOptions
     from edgebench.recording import Recording
 
@@ -46,8 +49,10 @@ _HOMES = {
     "Device": "edgebench.device",
     "EdgebenchError": "edgebench.errors",
     "Recording": "edgebench.recording",
+    "CheckOptions": "edgebench.gate.options",
     "RunOptions": "edgebench.measure.options",
     "attach_trace": "edgebench.api",
+    "check": "edgebench.api",
     "count_flops": "edgebench.api",
     "diagnose": "edgebench.api",
     "evaluate_runs": "edgebench.api",
@@ -60,17 +65,20 @@ _HOMES = {
     "resume": "edgebench.api",
     "run": "edgebench.api",
     "run_on": "edgebench.api",
+    "self_test": "edgebench.api",
     "write_tables": "edgebench.api",
 }
 
 __all__ = [
     "Artifact",
+    "CheckOptions",
     "Device",
     "EdgebenchError",
     "Recording",
     "RunOptions",
     "__version__",
     "attach_trace",
+    "check",
     "count_flops",
     "diagnose",
     "evaluate_runs",
@@ -83,6 +91,7 @@ __all__ = [
     "resume",
     "run",
     "run_on",
+    "self_test",
     "write_tables",
 ]
 

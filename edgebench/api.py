@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from edgebench.evaluate.directions import Direction
     from edgebench.evaluate.study import Mode
     from edgebench.export.flops import GraphCost
+    from edgebench.gate.options import CheckOptions
+    from edgebench.gate.outcome import Result as CheckResult
+    from edgebench.gate.stored import SelfTest
     from edgebench.measure import Outcome, RunOptions
     from edgebench.meters_listing import Found
     from edgebench.overhead.budget import Budgets
@@ -371,6 +374,73 @@ def plot_power(
     loaded = store(results).load(run)
     directory = Path(out) if out is not None else results_dir(results) / "figures" / loaded.id
     return draw(loaded, directory, channel=channel)
+
+
+def check(
+    candidates: Sequence[str | Path],
+    baselines: Sequence[str | Path] = (),
+    *,
+    history: str | Path | None = None,
+    device: str = "local",
+    options: CheckOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> CheckResult:
+    """Is a candidate slower than its baseline, or than its history, by more than is allowed?
+
+    Args:
+        candidates, baselines: artifact directories, or directories of artifacts.
+        history: a results directory with earlier recordings, in the place of baselines.
+
+    Raises:
+        UsageError: both or neither of baselines and history.
+        EdgebenchError: see ``edgebench.gate.check.check``.
+    """
+    from edgebench.device import load
+    from edgebench.errors import UsageError
+    from edgebench.gate.check import check as check_pairs
+    from edgebench.gate.history import check_history
+    from edgebench.gate.pairs import load_side, pair
+
+    if bool(baselines) == (history is not None):
+        raise UsageError("give either --baseline or --history")
+    new = load_side([Path(path) for path in candidates], "--candidate")
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    where = results_dir(results)
+    if history is not None:
+        if not Path(history).is_dir():
+            raise UsageError(f"there is no directory {history}", fix="Name a results directory.")
+        return check_history(profile, new, Path(history), where, options, wait=wait, report=report)
+    old = load_side([Path(path) for path in baselines], "--baseline")
+    return check_pairs(profile, pair(old, new), where, options, wait=wait, report=report)
+
+
+def self_test(
+    artifact: str | Path | None = None,
+    *,
+    device: str = "local",
+    options: CheckOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> SelfTest:
+    """Check an artifact against itself, to learn what the gate is worth on a device.
+
+    Args:
+        artifact: an artifact's directory; None takes the canary.
+
+    Raises:
+        EdgebenchError: see ``edgebench.gate.selftest.self_test``.
+    """
+    from edgebench.device import load
+    from edgebench.gate.selftest import self_test as measure
+
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    chosen = Artifact.load(artifact) if artifact is not None else None
+    return measure(profile, chosen, results_dir(results), options, wait=wait, report=report)
 
 
 def evaluate_runs(

@@ -18,8 +18,9 @@ from tests.fixtures_export import (
 from tests.native import building
 
 ROOT = BENCHMARKS.parent
-MINILM = ("harness", "process", "repeatability", "dispatch")
-EVERY = (*MINILM, "startup", "fleet", "energy_coverage", "kernel3", "quant_quality")
+MINILM = ("harness", "process", "repeatability", "dispatch", "gate_real")
+OTHERS = ("startup", "fleet", "energy_coverage", "kernel3", "quant", "quant_quality", "gate")
+EVERY = (*MINILM, *OTHERS)
 PEERS = list(Path.home().glob(".cache/edgebench-benchmarks/optimum-benchmark-*/bin/python"))
 
 
@@ -52,6 +53,8 @@ def test_quick_ends_with_a_line_a_figure(
     environment = {}
     if name == "kernel3":
         environment["EDGEBENCH_NATIVE"] = str(building.library())
+    if name == "quant":
+        environment["XDG_CACHE_HOME"] = str(tmp_path)
     if name == "quant_quality":
         environment["EDGEBENCH_BENCHMARK_DATA"] = str(held_out(tmp_path))
     if name in MINILM:
