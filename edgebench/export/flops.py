@@ -11,8 +11,9 @@ its operator (``flop_formulas``; docs/flops.md has them all):
   (DequantizeLinear of an initialiser), which runtimes do once, at load, or inside the product;
 - an operator without a formula counts nothing and is named, never guessed.
 
-``weight_bytes`` are the initialisers that a node reads, as they are stored; ``value_bytes`` the
-other values that it reads and writes: what would move if nothing were fused or cached.
+``weight_bytes`` are the initialisers that a node reads, as they are stored, and of a table the rows
+that are looked up; ``value_bytes`` the other values that it reads and writes: what would move if
+nothing were fused or cached.
 """
 
 from __future__ import annotations
@@ -106,9 +107,7 @@ def count(model: Path | Any, feed: Feed) -> GraphCost:
             attributes={a.name: onnx.helper.get_attribute_value(a) for a in raw.attribute},
             stored=[name in weights for name in raw.input],
         )
-        bits = sum(
-            tensor_bits(weights[name]) for name in read if name in weights and name not in feed
-        )
+        bits = sum(tensor_bits(weights[n]) for n in read if n in weights and n not in feed)
         moved = [name for name in read if name not in weights or name in feed]
         moved += [name for name in raw.output if name]
         costs.append(
@@ -116,7 +115,7 @@ def count(model: Path | Any, feed: Feed) -> GraphCost:
                 name=raw.name or f"{raw.op_type}_{index}",
                 op=node.op,
                 flops=flops_of(node),
-                weight_bytes=-(-bits // 8),
+                weight_bytes=math.ceil(bits / 8 * _share_read(node)),
                 value_bytes=sum(
                     math.prod(shapes[name]) * sizes.get(name, 32) // 8
                     for name in moved
@@ -129,6 +128,14 @@ def count(model: Path | Any, feed: Feed) -> GraphCost:
 
 def _name(node: Any) -> str:
     return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _share_read(node: Node) -> float:
+    """How much of its stored inputs a node reads: a look-up only the rows that are asked for."""
+    if not node.op.rpartition(".")[2].startswith("Gather") or not node.stored[0]:
+        return 1.0
+    table, indices = node.inputs[0], node.inputs[-1]
+    return min(1.0, math.prod(indices) / max(table[0], 1)) if table else 1.0
 
 
 def _inlined(model: Any) -> Any:
