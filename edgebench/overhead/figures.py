@@ -24,7 +24,7 @@ from edgebench.overhead.budget import Budgets, Figure, Line, judge
 from edgebench.recording import PHASES
 from edgebench.results.encoding import Loaded
 from edgebench.results.rows import rows
-from edgebench.verdict import Status, Verdict
+from edgebench.verdict import Severity, Status, Verdict
 
 Row = dict[str, Any]
 
@@ -191,6 +191,7 @@ def _valid(verdicts: tuple[Verdict, Verdict], figure: Figure) -> Figure:
     """The figure, or why it can't be used."""
     for verdict in verdicts:
         if verdict.status is Status.INVALID and figure.value is not None:
-            codes = ", ".join(str(reason.code) for reason in verdict.decisive[:2])
+            grave = (r for r in verdict.reasons if r.severity is Severity.INVALID)
+            codes = ", ".join(str(reason.code) for reason in grave)
             return Figure(reason=f"the measurement is INVALID: {codes}")
     return figure
