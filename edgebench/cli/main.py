@@ -25,6 +25,7 @@ from edgebench.cli import (
     resume,
     run,
     setup,
+    surrogate,
     table,
 )
 from edgebench.cli.output import Answer, error_document, say_error, say_json
@@ -86,6 +87,7 @@ for module in (
     check,
     energy,
     plot,
+    surrogate,
     devices,
     meters,
     doctor,
