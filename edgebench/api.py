@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from edgebench.evaluate import Evaluation
     from edgebench.evaluate.directions import Direction
     from edgebench.evaluate.study import Mode
+    from edgebench.gate.options import CheckOptions
+    from edgebench.gate.outcome import Result as CheckResult
+    from edgebench.gate.stored import SelfTest
     from edgebench.measure import Outcome, RunOptions
     from edgebench.meters_listing import Found
     from edgebench.provision import Setup
@@ -37,6 +40,8 @@ if TYPE_CHECKING:
     from edgebench.results.store import Store
     from edgebench.results.tables import Tables
     from edgebench.results.trace_csv import Role, TraceOptions
+    from edgebench.surrogate.document import CalibrationDocument
+    from edgebench.surrogate.fitting import Fit, FitOptions
     from edgebench.transport.known_hosts import HostKey
 
 
@@ -293,6 +298,73 @@ def plot_power(
     return draw(loaded, directory, channel=channel)
 
 
+def check(
+    candidates: Sequence[str | Path],
+    baselines: Sequence[str | Path] = (),
+    *,
+    history: str | Path | None = None,
+    device: str = "local",
+    options: CheckOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> CheckResult:
+    """Is a candidate slower than its baseline, or than its history, by more than is allowed?
+
+    Args:
+        candidates, baselines: artifact directories, or directories of artifacts.
+        history: a results directory with earlier recordings, in the place of baselines.
+
+    Raises:
+        UsageError: both or neither of baselines and history.
+        EdgebenchError: see ``edgebench.gate.check.check``.
+    """
+    from edgebench.device import load
+    from edgebench.errors import UsageError
+    from edgebench.gate.check import check as check_pairs
+    from edgebench.gate.history import check_history
+    from edgebench.gate.pairs import load_side, pair
+
+    if bool(baselines) == (history is not None):
+        raise UsageError("give either --baseline or --history")
+    new = load_side([Path(path) for path in candidates], "--candidate")
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    where = results_dir(results)
+    if history is not None:
+        if not Path(history).is_dir():
+            raise UsageError(f"there is no directory {history}", fix="Name a results directory.")
+        return check_history(profile, new, Path(history), where, options, wait=wait, report=report)
+    old = load_side([Path(path) for path in baselines], "--baseline")
+    return check_pairs(profile, pair(old, new), where, options, wait=wait, report=report)
+
+
+def self_test(
+    artifact: str | Path | None = None,
+    *,
+    device: str = "local",
+    options: CheckOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> SelfTest:
+    """Check an artifact against itself, to learn what the gate is worth on a device.
+
+    Args:
+        artifact: an artifact's directory; None takes the canary.
+
+    Raises:
+        EdgebenchError: see ``edgebench.gate.selftest.self_test``.
+    """
+    from edgebench.device import load
+    from edgebench.gate.selftest import self_test as measure
+
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    chosen = Artifact.load(artifact) if artifact is not None else None
+    return measure(profile, chosen, results_dir(results), options, wait=wait, report=report)
+
+
 def evaluate_runs(
     results_dir: str | Path,
     run_ids: Sequence[str],
@@ -391,3 +463,96 @@ def _family(artifact: Artifact) -> tuple[object, ...]:
     manifest = artifact.manifest
     adapter = manifest.adapter.digest if manifest.adapter else None
     return (adapter, manifest.base.digest, manifest.lowering, manifest.statistics.seq_len)
+
+
+def fit_surrogate(
+    tables: Sequence[str | Path],
+    out: str | Path = "surrogate",
+    *,
+    features: Sequence[str] | None = None,
+    targets: Mapping[str, str] | None = None,
+    options: FitOptions | None = None,
+    report: Callable[[str, float], None] | None = None,
+) -> Fit:
+    """Fit a hardware surrogate to measured tables, and write it.
+
+    Args:
+        tables: CSV, Parquet, JSON with samples, or results directories.
+        features: input columns; the statistics vector s by default.
+        targets: head (``energy_j``, ``latency_ms``, ``power_w``) -> column.
+
+    Raises:
+        InputError: a table can't be read or used. StorageError: it can't be written.
+    """
+    from edgebench.surrogate.columns import STATISTICS
+    from edgebench.surrogate.workflow import fit_surrogate as work
+
+    paths = [Path(table) for table in tables]
+    return work(
+        paths,
+        Path(out),
+        features=tuple(features or STATISTICS),
+        targets=targets,
+        options=options,
+        report=report,
+    ).fit
+
+
+def calibrate_surrogate(
+    samples: Sequence[str | Path],
+    surrogate: str | Path = "surrogate",
+    out: str | Path | None = None,
+    *,
+    device: str | None = None,
+    targets: Mapping[str, str] | None = None,
+) -> tuple[Path, CalibrationDocument]:
+    """Fit a calibration to a device's samples, and write it; see `edgebench.surrogate.workflow`."""
+    from edgebench.surrogate.workflow import calibrate_surrogate as work
+
+    return work(
+        Path(surrogate),
+        [Path(sample) for sample in samples],
+        Path(out) if out is not None else None,
+        device=device,
+        targets=targets,
+    )
+
+
+def predict_with_surrogate(
+    device: str,
+    rows: Sequence[Mapping[str, float]],
+    surrogate: str | Path = "surrogate",
+    *,
+    calibration: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Predict rows of features on a device, with 90 % intervals where they are known."""
+    from edgebench.surrogate.workflow import predict_rows
+
+    return predict_rows(
+        Path(surrogate),
+        device,
+        rows,
+        calibration=Path(calibration) if calibration is not None else None,
+    )
+
+
+def evaluate_surrogate(
+    tables: Sequence[str | Path],
+    surrogate: str | Path = "surrogate",
+    *,
+    sizes: Sequence[int] = (5, 10),
+    draws: int = 30,
+    seed: int = 0,
+    targets: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """How well a surrogate predicts devices, each calibrated with a few of its own rows."""
+    from edgebench.surrogate.workflow import evaluate_surrogate as work
+
+    return work(
+        Path(surrogate),
+        [Path(table) for table in tables],
+        sizes=sizes,
+        draws=draws,
+        seed=seed,
+        targets=targets,
+    )
