@@ -22,6 +22,7 @@ from edgebench.cli import (
     plot,
     resume,
     run,
+    sample,
     setup,
     surrogate,
     table,
@@ -78,6 +79,7 @@ def _options(
 for module in (
     export,
     run,
+    sample,
     resume,
     table,
     check,
