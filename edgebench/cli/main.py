@@ -17,7 +17,9 @@ from edgebench.cli import (
     energy,
     evaluate,
     export,
+    flops,
     meters,
+    overhead,
     pareto,
     plot,
     resume,
@@ -79,6 +81,8 @@ def _options(
 for module in (
     export,
     run,
+    overhead,
+    flops,
     sample,
     resume,
     table,
