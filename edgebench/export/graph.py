@@ -11,6 +11,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
+from edgebench.adapters import dictionary_op
 from edgebench.artifact import Signature, Tensor
 
 OPSET = 20
@@ -24,8 +25,9 @@ _WRAPPERS = ("model.", "base_model.model.")
 
 
 def tidy(model: Any) -> Any:
-    """Name folded weights, drop metadata, and set the IR version, in place."""
+    """Name folded weights, give our own ops their bodies, drop metadata, set the IR version."""
     _name_weights(model.graph)
+    dictionary_op.complete(model)
     model.ir_version = IR_VERSION
     model.doc_string = ""
     del model.metadata_props[:]
