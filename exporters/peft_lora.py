@@ -6,6 +6,8 @@ and merges the modules, so rsLoRA, DoRA and rank patterns come along.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +15,13 @@ from edgebench.adapters import lora
 from edgebench.errors import CheckpointError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
-from edgebench.export.exporter import AdapterFacts, Exporter, Lowering, Task
+from edgebench.export.exporter import AdapterFacts, Exporter, Lowering, LowRank, Task
 
 _TASKS: dict[str | None, Task] = {
     "SEQ_CLS": "text-classification",
     "TOKEN_CLS": "token-classification",
     "FEATURE_EXTRACTION": "feature-extraction",
+    "CAUSAL_LM": "text-generation",
     None: "feature-extraction",
 }
 
@@ -38,7 +41,7 @@ class PeftLora(Exporter):
             raise CheckpointError(
                 f"the adapter's task {task} can't be exported yet",
                 where=str(adapter.path),
-                fix="SEQ_CLS, TOKEN_CLS and FEATURE_EXTRACTION can.",
+                fix="SEQ_CLS, TOKEN_CLS, FEATURE_EXTRACTION and CAUSAL_LM can.",
             )
         shapes = {name: tensor.shape for name, tensor in adapter.shapes.items()}
         factors = lora.linear_factors(shapes)
@@ -60,6 +63,17 @@ class PeftLora(Exporter):
             num_labels=heads[-1] if heads else None,
             provides=frozenset(replaced),
         )
+
+    def low_rank(self, adapter: AdapterCheckpoint) -> dict[str, LowRank]:
+        _refuse_more_than_lora(adapter)
+        shapes = {name: tensor.shape for name, tensor in adapter.shapes.items()}
+        branches = {}
+        for factor in lora.linear_factors(shapes):
+            prefix = f"{lora.PREFIX}{factor.module}.lora_"
+            branches[factor.module] = LowRank(
+                f"{prefix}A.weight", f"{prefix}B.weight", _scale(adapter, factor)
+            )
+        return branches
 
     def attach(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:
         import peft
@@ -91,6 +105,36 @@ class PeftLora(Exporter):
 
     def lower(self, attached: Any, lowering: Lowering) -> Any:
         return attached.merge_and_unload() if lowering == "merged" else attached.get_base_model()
+
+
+def _refuse_more_than_lora(adapter: AdapterCheckpoint) -> None:
+    """Refuse what a scaled product of two factors does not say."""
+    config = adapter.config
+    kind = str(config.get("peft_type"))
+    more = {
+        f"{kind} stores more than two factors": kind != "LORA",
+        "DoRA scales the rows of the merged weight": config.get("use_dora"),
+        "it trains biases": config.get("bias", "none") != "none" or config.get("lora_bias"),
+        "it changes the embeddings": any("lora_embedding" in name for name in adapter.shapes),
+    }
+    for why, found in more.items():
+        if found:
+            raise CheckpointError(
+                f"this adapter can't be put on a decoder yet: {why}",
+                where=str(adapter.path / "adapter_config.json"),
+                fix="Plain LoRA and rsLoRA can.",
+            )
+
+
+def _scale(adapter: AdapterCheckpoint, factor: lora.Factors) -> float:
+    """alpha / r, or alpha / sqrt(r) (rsLoRA, arXiv:2312.03732), as peft looks patterns up."""
+    config = adapter.config
+    alpha = float(config.get("lora_alpha", 8))
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", factor.module):
+            alpha = float(own)
+            break
+    return alpha / (math.sqrt(factor.rank) if config.get("use_rslora") else factor.rank)
 
 
 def _check_shapes(

@@ -6,6 +6,7 @@ are read off it, so that they mean the same in both formats.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     module = build_base(plan.base, plan.task, plan.num_labels, provided)
     report("building the model", _BUILDING)
     refuse_non_finite(module.state_dict(), "base model", plan.base.path)
-    tokens = Tokens(plan.base, module)
+    tokens = Tokens(plan.base, inspect.signature(module.forward).parameters)
     tokens.check_length(request.seq_len)
     attached = module
     if plan.adapter and plan.found:

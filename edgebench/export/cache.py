@@ -39,7 +39,7 @@ _LIBRARIES = (
 _OPTIMUM = ("optimum", "optimum-onnx")
 
 #: Parts of edgebench that an export passes through.
-_CODE = ("artifact.py", "adapters", "export", "quantize", "runtimes")
+_CODE = ("artifact.py", "adapters", "export", "export/decoder", "quantize", "runtimes")
 
 
 def versions(via: str) -> dict[str, str]:

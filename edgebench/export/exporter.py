@@ -21,7 +21,20 @@ from edgebench.errors import CheckpointError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
 
-Task = Literal["text-classification", "token-classification", "feature-extraction"]
+Task = Literal[
+    "text-classification", "token-classification", "feature-extraction", "text-generation"
+]
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A linear module's low-rank branch, y += scale * (x A^T) B^T: the names of its tensors in the
+    adapter's files, A [r, d_in] and B [d_out, r]."""
+
+    a: str
+    b: str
+    scale: float
+
 
 #: How an adapter may stand in the graph: folded into the weights; a branch of its own; or as inputs
 #: of the graph, so that one base takes any of several adapters.
@@ -69,6 +82,20 @@ class Exporter(ABC):
         Raises:
             CheckpointError: it does not fit; the message says how.
         """
+
+    def low_rank(self, adapter: AdapterCheckpoint) -> dict[str, LowRank]:
+        """The adapter as low-rank branches of linear modules, by module: all that there is to it.
+
+        What a decoder's export needs, which never holds the model as a module. Imports no torch.
+
+        Raises:
+            CheckpointError: the adapter, or this family, is more than that.
+        """
+        raise CheckpointError(
+            f"adapters of the family {self.name} can't be put on a decoder yet",
+            where=str(adapter.path),
+            fix="LoRA can.",
+        )
 
     @abstractmethod
     def attach(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:

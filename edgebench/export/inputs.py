@@ -5,9 +5,9 @@ All arrays are int64 [rows, tokens], named as the model's inputs.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,14 +39,18 @@ class TimingInputs:
 class Tokens:
     """A base model's tokenizer, reduced to what the model takes."""
 
-    def __init__(self, base: BaseModel, module: Any) -> None:
+    def __init__(
+        self, base: BaseModel, takes: Container[str], padding_side: str | None = None
+    ) -> None:
         """Load the tokenizer that stands beside the base's weights.
+
+        Args:
+            takes: names of the inputs that the model takes.
+            padding_side: "right" or "left"; None leaves it to the tokenizer.
 
         Raises:
             CheckpointError: there is none, or it gives nothing that the model takes.
         """
-        import inspect
-
         from transformers import AutoTokenizer
 
         try:
@@ -59,11 +63,17 @@ class Tokens:
             ) from error
         if self._tokenizer.pad_token is None:  # decoders often have none; the mask hides it
             self._tokenizer.pad_token = self._tokenizer.eos_token
-        taken = inspect.signature(module.forward).parameters
-        self.names = tuple(n for n in self._tokenizer.model_input_names if n in taken)
+        if padding_side is not None:
+            self._tokenizer.padding_side = padding_side
+        self.names = tuple(n for n in self._tokenizer.model_input_names if n in takes)
         if "input_ids" not in self.names:
             raise CheckpointError("the model does not take token ids", where=str(base.path))
         self._longest = min(base.max_positions or 1 << 30, self._tokenizer.model_max_length)
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that the tokenizer can give."""
+        return max(self._tokenizer.get_vocab().values(), default=-1)
 
     def check_length(self, seq_len: int) -> None:
         """Refuse rows longer than the model's positions.

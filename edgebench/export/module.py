@@ -24,6 +24,7 @@ OUTPUTS: dict[Task, str] = {
     "text-classification": "logits",
     "token-classification": "logits",
     "feature-extraction": "last_hidden_state",
+    "text-generation": "logits",
 }
 
 # Absent from many encoder checkpoints, and without effect on last_hidden_state.
@@ -51,6 +52,7 @@ def build_base(
         "text-classification": transformers.AutoModelForSequenceClassification,
         "token-classification": transformers.AutoModelForTokenClassification,
         "feature-extraction": transformers.AutoModel,
+        "text-generation": transformers.AutoModelForCausalLM,
     }[task]
     options: dict[str, Any] = {} if num_labels is None else {"num_labels": num_labels}
     try:

@@ -11,6 +11,7 @@ import importlib.util
 from edgebench.artifact import Artifact
 from edgebench.errors import UsageError
 from edgebench.export import build, cache, store
+from edgebench.export.decoder import build as build_decoder
 from edgebench.export.plan import make_plan
 from edgebench.export.request import ExportRequest, Progress, validate
 
@@ -48,7 +49,8 @@ def export(request: ExportRequest, progress: Progress | None = None) -> list[Art
     if missing:
         _require_libraries()
         with store.staging(request.out) as temporary:
-            artifacts |= build.build(plan, missing, temporary, report)
+            make = build_decoder.build if plan.decoder else build.build
+            artifacts |= make(plan, missing, temporary, report)
             cache.remember(request.out, plan.key, artifacts)
     report("done", 1.0)
     return [artifacts[scheme] for scheme in request.quants]

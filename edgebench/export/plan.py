@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgebench import artifact as nouns
-from edgebench.errors import CheckpointError, ExportError, UsageError
+from edgebench.errors import CheckpointError, UsageError
 from edgebench.export import cache
 from edgebench.export.base import BaseModel, locate, read_base, require_tokenizer
 from edgebench.export.checkpoint import AdapterCheckpoint, id2label, read_adapter
 from edgebench.export.data import LabelledText, label_indices, read_data, read_texts
+from edgebench.export.decoder.plan import DecoderPlan, plan_decoder
 from edgebench.export.exporter import AdapterFacts, FoundExporter, Task, find_exporter
 from edgebench.export.request import ExportRequest, safe_name
 from edgebench.workspace import builtin_root
@@ -37,6 +38,7 @@ class Plan:
     truth: npt.NDArray[np.int64] | None
     calibration: tuple[str, ...] | None
     key: str
+    decoder: DecoderPlan | None = None
 
     @property
     def lowering(self) -> Any:
@@ -58,7 +60,10 @@ def make_plan(request: ExportRequest) -> Plan:
         _check_lowering(request, found)
         facts = found.exporter.inspect(adapter, base)
     task, num_labels = (facts.task, facts.num_labels) if facts else _base_task(base)
-    if num_labels is None and task != "feature-extraction":
+    decoder = None
+    if task == "text-generation":
+        decoder = plan_decoder(request, base, adapter, found, facts)
+    elif num_labels is None and task != "feature-extraction":
         num_labels = len(id2label(base.config) or ()) or None
         if num_labels is None:
             raise CheckpointError(
@@ -73,7 +78,7 @@ def make_plan(request: ExportRequest) -> Plan:
             fix=f"Give at most {base.max_positions}.",
         )
     labels = _labels(request, base, adapter, num_labels)
-    data = read_data(request.data) if request.data else None
+    data = read_data(request.data) if request.data and not decoder else None
     held_out = truth = None
     if data and task == "text-classification" and num_labels:
         held_out = data.first(request.evaluation_limit)
@@ -95,6 +100,7 @@ def make_plan(request: ExportRequest) -> Plan:
         truth=truth,
         calibration=calibration,
         key=cache.request_key(request, name, base, adapter, found),
+        decoder=decoder,
     )
 
 
@@ -167,19 +173,15 @@ def _base_task(base: BaseModel) -> tuple[Task, int | None]:
     architectures = base.config.get("architectures") or [""]
     for ending, task in _ENDINGS.items():
         if str(architectures[0]).endswith(ending):
-            return task, len(id2label(base.config) or ()) or None
-    if str(architectures[0]).endswith("ForCausalLM"):
-        raise ExportError(
-            "decoders can't be exported yet",
-            where=str(base.path),
-            fix="Encoders and classifiers can.",
-        )
+            labels = () if task == "text-generation" else id2label(base.config)
+            return task, len(labels or ()) or None
     return "feature-extraction", None
 
 
 _ENDINGS: dict[str, Task] = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
+    "ForCausalLM": "text-generation",
 }
 
 

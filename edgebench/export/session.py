@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,33 +33,51 @@ def run_graph(
     Raises:
         ExportError: the runtime refuses the graph, fails on it, or gives NaN or infinity.
     """
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
+    source: Any = model if isinstance(model, bytes) else str(model)
+    with runtime_errors(what):
+        session = open_session(source, session_options)
+        names = {value.name for value in session.get_inputs()}
+        results = [
+            session.run(outputs, {n: a for n, a in feed.items() if n in names}) for feed in feeds
+        ]
+    if outputs is None and not all(np.isfinite(a).all() for result in results for a in result):
+        raise not_finite(what)
+    return results
 
-    # The runtime's own exceptions have no common base but Exception.
-    own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
-    failures: tuple[type[Exception], ...] = (RuntimeError, ValueError, *own)
+
+def open_session(source: Any, session_options: Mapping[str, str] | None = None) -> Any:
+    """A session on the CPU, quiet, with the configuration entries that a scheme asks for."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # fatal only: what goes wrong comes back as an exception
     # All cores: the CPU provider's results are the same, bit for bit, with one thread or several.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for key, value in (session_options or {}).items():
         options.add_session_config_entry(key, value)
-    source: Any = model if isinstance(model, bytes) else str(model)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def runtime_errors(what: str) -> Iterator[None]:
+    """Turn the runtime's own exceptions, which have no common base, into ExportError."""
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = (v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception))
+    failures: tuple[type[Exception], ...] = (RuntimeError, ValueError, *own)
     try:
-        session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-        names = {value.name for value in session.get_inputs()}
-        results = [
-            session.run(outputs, {n: a for n, a in feed.items() if n in names}) for feed in feeds
-        ]
+        yield
     except failures as error:
         raise ExportError(
             f"ONNX Runtime {onnxruntime.__version__} can't run the {what} graph: "
             f"{str(error).strip().partition(chr(10))[0][:300]}"
         ) from error
-    if outputs is None and not all(np.isfinite(a).all() for result in results for a in result):
-        raise ExportError(
-            f"the {what} graph gives NaN or infinity where PyTorch gives numbers",
-            fix="Choose a scheme with more bits.",
-        )
-    return results
+
+
+def not_finite(what: str) -> ExportError:
+    """The sentence for a graph that gives NaN or infinity."""
+    return ExportError(
+        f"the {what} graph gives NaN or infinity where PyTorch gives numbers",
+        fix="Choose a scheme with more bits.",
+    )

@@ -63,10 +63,12 @@ class GraphFacts:
 
 
 @dataclass(frozen=True)
-class _Branch:
+class Branch:
     """A low-rank branch: its rank, and the values that it computes with the FLOPs of each."""
 
     rank: int
+    d_in: int
+    d_out: int
     steps: tuple[tuple[str, int], ...]  # value, FLOPs per element of the value
 
 
@@ -93,6 +95,11 @@ def read_graph(model: Any, row: Feed) -> GraphFacts:
     )
 
 
+def low_rank_branches(model: Any) -> list[Branch]:
+    """Every low-rank branch of a graph."""
+    return _Graph(model).branches()
+
+
 def param_bits(model: Any) -> int:
     """Stored bits of all parameters of a graph, its functions included."""
     return sum(_bits(tensor) for tensor in _constants(model))
@@ -114,13 +121,15 @@ class _Graph:
             if node.op_type == "Constant":
                 for attribute in node.attribute:
                     self.constants[node.output[0]] = tuple(attribute.t.dims)
+            elif node.op_type == "Cast" and node.input[0] in self.constants:
+                self.constants[node.output[0]] = self.constants[node.input[0]]
 
     def attention_scores(self) -> list[str]:
         """Inputs of the Softmax nodes that are attention's."""
         softmaxes = [node for node in self.nodes if node.op_type == "Softmax"]
         return [n.input[0] for n in softmaxes if self._from_activations(n.input[0])]
 
-    def branches(self) -> list[_Branch]:
+    def branches(self) -> list[Branch]:
         found = []
         for down in self.nodes:
             width = self._linear(down)
@@ -139,7 +148,7 @@ class _Graph:
             last = self._through_scaling(up.output[0], steps)
             # The addition that joins the branch to the base's own output.
             steps += [(n.output[0], 1) for n in self.consumers[last] if n.op_type == "Add"]
-            found.append(_Branch(width[1], tuple(steps)))
+            found.append(Branch(width[1], width[0], grown[1], tuple(steps)))
         return found
 
     def _linear(self, node: Any) -> tuple[int, int] | None:

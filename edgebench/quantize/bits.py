@@ -3,8 +3,9 @@
 Parameters are the floating-point initialisers of one dimension or more (weights, biases, norms) and
 what quantised weights were made of: planes, codes and scales of ``edgebench`` nodes and of blocked
 DequantizeLinear, and the integers, scales and zero points that ONNX Runtime's quantiser names
-``<weight>_quantized``, ``<weight>_scale`` and ``<weight>_zero_point``. Scalars and integer
-constants (shapes, position ids) are not parameters. A tensor that several nodes share counts once.
+``<weight>_quantized``, ``<weight>_scale`` and ``<weight>_zero_point``. Scalars and constants that
+nobody trained (shapes, position ids, rotary tables) are not parameters. A tensor that several nodes
+share counts once.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _BITS: dict[int, int] = {
     TensorProto.UINT4: 4,
 }
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
+
+# Inputs cos_cache and sin_cache of com.microsoft::GroupQueryAttention.
+_ROTARY = slice(7, 9)
 
 _QUANTIZED, _SCALE, _ZERO_POINT = "_quantized", "_scale", "_zero_point"
 
@@ -63,10 +67,16 @@ def count(model: onnx.ModelProto) -> Bits:
     quantized_weights = sum(weights.values())
     storage = {name for group in weights for name in group}
     quantized_bits = sum(_bits(tensors[name]) for name in storage if name in tensors)
+    rotary = {
+        name
+        for node in model.graph.node
+        if node.op_type == "GroupQueryAttention"
+        for name in node.input[_ROTARY]
+    }
     plain = [
         tensor
         for name, tensor in tensors.items()
-        if name not in storage and tensor.data_type in _FLOATS and tensor.dims
+        if name not in storage | rotary and tensor.data_type in _FLOATS and tensor.dims
     ]
     plain += _constants(model.graph)
     return Bits(
@@ -84,9 +94,9 @@ def _blocked(
     producers = {name: node for node in graph.node for name in node.output}
 
     def stored(name: str) -> str:
-        """The initialiser behind a Cast or a look-up."""
+        """The initialiser behind a Cast, a view or a look-up."""
         while name not in tensors and name in producers:
-            if producers[name].op_type not in ("Cast", "Gather"):
+            if producers[name].op_type not in ("Cast", "Gather", "Reshape"):
                 break
             name = producers[name].input[0]
         return name
@@ -103,6 +113,14 @@ def _blocked(
         elif node.domain == DOMAIN:
             start = 0 if node.op_type.startswith("Gather") else 1
             found.append((tuple(node.input[start : start + 3]), attributes["N"] * attributes["K"]))
+        elif node.op_type == "MatMulNBits":
+            names = (stored(node.input[1]), stored(node.input[2]))
+            found.append((names, attributes["N"] * attributes["K"]))
+        elif node.op_type == "GatherBlockQuantized":
+            # Rows filled up to a whole block; a MatMulNBits that shares them knows their length.
+            names = (stored(node.input[0]), stored(node.input[2]))
+            filled = 8 * math.prod(tensors[names[0]].dims) // attributes["bits"]
+            found.append((names, filled))
         elif node.op_type == "DequantizeLinear" and attributes.get("block_size"):
             codes, scales = (stored(name) for name in node.input[:2])
             if codes in tensors:

@@ -162,9 +162,9 @@ def test_an_unknown_adapter_type(adapter, base):
 
 def test_a_task_that_can_not_be_exported_yet(adapter, base):
     configuration = json.loads((adapter / "adapter_config.json").read_text())
-    configuration["task_type"] = "CAUSAL_LM"
+    configuration["task_type"] = "SEQ_2_SEQ_LM"
     (adapter / "adapter_config.json").write_text(json.dumps(configuration))
-    assert "task CAUSAL_LM can't be exported yet" in refused(CheckpointError, adapter, base)
+    assert "task SEQ_2_SEQ_LM can't be exported yet" in refused(CheckpointError, adapter, base)
 
 
 def test_a_base_that_is_not_here_is_not_downloaded(adapter):

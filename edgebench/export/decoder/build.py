@@ -1,0 +1,211 @@
+"""The slow half of a decoder's export: what PyTorch says, then one artifact per scheme."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgebench import artifact as nouns
+from edgebench.artifact import Artifact
+from edgebench.errors import CheckpointError
+from edgebench.export import cache, store
+from edgebench.export.decoder import facts, parity, schemes
+from edgebench.export.decoder.fitting import fit_to_text
+from edgebench.export.decoder.network import IDS, MASK, OPSET
+from edgebench.export.decoder.plan import DecoderPlan
+from edgebench.export.decoder.writer import MODEL, write
+from edgebench.export.graph import IR_VERSION, signature
+from edgebench.export.inputs import (
+    TimingInputs,
+    Tokens,
+    calibration_feeds,
+    save_arrays,
+    timing_inputs,
+)
+from edgebench.export.module import Feed, quiet
+from edgebench.export.plan import Plan, adapter_entry, base_entry, directory_name
+from edgebench.export.request import Progress
+from edgebench.quantize import calibration
+
+_INPUTS = "inputs.npz"
+
+#: Texts that are looked at for timing rows.
+_CANDIDATES = 1024
+
+#: Shares of an export's time: (start of the reference, start of schemes).
+_REFERENCE, _SCHEMES = 0.02, 0.2
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What all schemes share."""
+
+    timing: TimingInputs
+    check: parity.Check
+    calibration: list[Feed]
+    calibration_source: str | None
+
+
+def build(
+    plan: Plan, wanted: tuple[str, ...], temporary: Path, report: Progress
+) -> dict[str, Artifact]:
+    """Make and publish one artifact per scheme; all or none.
+
+    Raises:
+        CheckpointError, ExportError, InputError, OSError: see ``pipeline.export``.
+    """
+    assert plan.decoder is not None
+    built: dict[str, tuple[Path, nouns.Manifest]] = {}
+    with quiet():
+        report("tokenising", 0.0)
+        prepared = _prepare(plan, plan.decoder, report)
+        for position, scheme in enumerate(wanted):
+            share = (1 - _SCHEMES) / len(wanted)
+            directory = temporary / scheme
+            directory.mkdir()
+            step = _within(report, scheme, _SCHEMES + share * position, share)
+            built[scheme] = directory, _scheme(plan, prepared, scheme, directory, step)
+    return {
+        scheme: store.publish(directory, plan.request.out / directory_name(plan, manifest))
+        for scheme, (directory, manifest) in built.items()
+    }
+
+
+def _prepare(plan: Plan, decoder: DecoderPlan, report: Progress) -> _Prepared:
+    seq_len = plan.request.seq_len
+    tokens = Tokens(plan.base, (IDS, MASK), padding_side="right")
+    tokens.check_length(seq_len)
+    if tokens.largest_id >= decoder.architecture.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer gives ids up to {tokens.largest_id}, the base's vocabulary has "
+            f"{decoder.architecture.vocab_size} tokens",
+            where=str(plan.base.path),
+            fix="Put the base's own tokenizer files beside config.json.",
+        )
+    texts = decoder.texts[:_CANDIDATES]
+    timing = timing_inputs(tokens, texts, seq_len, decoder.texts_source)
+    ids = timing.arrays[IDS]
+    timing.arrays.setdefault(MASK, np.ones_like(ids))
+    feeds, source = _calibration(plan, tokens)
+    nested = _within(report, None, _REFERENCE, _SCHEMES - _REFERENCE)
+    return _Prepared(timing, parity.prepare(plan, ids, nested), feeds, source)
+
+
+def _calibration(plan: Plan, tokens: Tokens) -> tuple[list[Feed], str | None]:
+    """What weights are fitted to: the text given, or nothing."""
+    given = plan.request.calibration
+    if given is None or plan.calibration is None:
+        return [], None
+    feeds: list[Feed] = [
+        {MASK: np.ones_like(feed[IDS]), **feed}
+        for feed in calibration_feeds(tokens, plan.calibration)
+    ]
+    rows = sum(len(feed[IDS]) for feed in feeds)
+    return feeds, f"{given.name} (sha256 {nouns.sha256_file(given)[:16]}…): {rows} rows"
+
+
+def _scheme(
+    plan: Plan, prepared: _Prepared, scheme: str, directory: Path, report: Progress
+) -> nouns.Manifest:
+    """Store, check and describe one artifact in its hidden directory."""
+    assert plan.decoder is not None
+    a = plan.decoder.architecture
+    widths, unmerged = schemes.widths(scheme), plan.lowering == "unmerged"
+    calibrated = bool(prepared.calibration) and scheme in schemes.FITTED
+    fitted = None
+    if calibrated:
+        exact = directory.with_name(f"{scheme}.fp32")
+        exact.mkdir()
+        fitted = fit_to_text(
+            exact,
+            a,
+            plan.decoder.source,
+            widths,
+            prepared.calibration,
+            unmerged=unmerged,
+            progress=_within(report, None, 0.0, 0.6),
+        )
+        shutil.rmtree(exact)
+    start = 0.6 if calibrated else 0.0
+    written = write(
+        directory,
+        a,
+        plan.decoder.source,
+        widths,
+        bits=16 if scheme == "fp16" else 32,
+        unmerged=unmerged,
+        progress=_within(report, None, start, 0.7 - start),
+        fitted=fitted,
+    )
+    report("comparing with PyTorch", 0.7)
+    details = schemes.details(
+        scheme,
+        prepared.calibration_source if calibrated else None,
+        calibration.check(prepared.calibration) if calibrated else 0,
+    )
+    options = details.get("session_options", {})
+    nested = _within(report, None, 0.7, 0.25)
+    compared = prepared.check(written, directory, scheme, options, nested)
+    report("writing", 0.95)
+    save_arrays(directory / _INPUTS, prepared.timing.arrays)
+    seq_len = plan.request.seq_len
+    manifest = nouns.Manifest(
+        schema=nouns.SCHEMA,
+        name=plan.name,
+        task=plan.task,
+        base=base_entry(plan),
+        adapter=adapter_entry(plan),
+        exporter=nouns.Exporter(
+            name=plan.found.exporter.name if plan.found else "base",
+            road="direct",
+            opset=OPSET,
+            ir_version=IR_VERSION,
+            versions=cache.versions(plan.request.via),
+        ),
+        lowering=plan.lowering,
+        quantization=facts.quantization(written.model, scheme, details),
+        signature=signature(written.model),
+        statistics=facts.statistics(written.model, seq_len),
+        extra_flops=facts.branch_flops(written.model, seq_len),
+        parity=compared,
+        data=nouns.Data(
+            inputs=_INPUTS,
+            inputs_n=len(prepared.timing.arrays[IDS]),
+            inputs_source=prepared.timing.source,
+        ),
+        model=MODEL,
+        decoder=nouns.Decoder(
+            layers=a.layers,
+            kv_heads=a.kv_heads,
+            head_dim=a.head_dim,
+            vocab_size=a.vocab_size,
+            max_positions=a.max_positions,
+            eos_token_ids=a.eos_token_ids,
+            cache="shared",
+        ),
+        files=_files(directory),
+    )
+    return nouns.write_manifest(directory, manifest)
+
+
+def _files(directory: Path) -> dict[str, nouns.FileEntry]:
+    found = sorted(f for f in directory.rglob("*") if f.is_file())
+    return {
+        file.relative_to(directory).as_posix(): nouns.FileEntry(
+            sha256=nouns.sha256_file(file), bytes=file.stat().st_size
+        )
+        for file in found
+    }
+
+
+def _within(report: Progress, scheme: str | None, start: float, share: float) -> Progress:
+    """A part's progress as progress of the whole, its steps named after the scheme."""
+
+    def nested(step: str, done: float | None) -> None:
+        name = f"{scheme}: {step}" if scheme else step
+        report(name, None if done is None else start + share * min(done, 1.0))
+
+    return nested
