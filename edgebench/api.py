@@ -24,6 +24,7 @@ from edgebench.workspace import Workspace, ensure_dir
 if TYPE_CHECKING:
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
+    from edgebench.export.listing import Family
     from edgebench.measure import Outcome, RunOptions
     from edgebench.meters_listing import Found
     from edgebench.provision import Setup
@@ -153,6 +154,17 @@ def resume(
 
     profile = load(device, Workspace.find())
     return measure_resume(profile, store(results), everything=everything, report=report)
+
+
+def list_exporters(*, workspace_code: bool = True) -> list[Family]:
+    """Every adapter family that can be exported here, with what it supports.
+
+    Args:
+        workspace_code: load the workspace's own ``exporters/`` (they are Python code).
+    """
+    from edgebench.export.listing import listing
+
+    return listing(Workspace.find().exporter_dirs(workspace_code))
 
 
 def list_devices() -> list[DeviceSummary]:

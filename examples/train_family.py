@@ -26,7 +26,7 @@ from train_minilm_bbc import BASE, accuracy, base_directory, batches
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-LENGTH, SEED, BATCH = 48, 0, 16
+LENGTH, SEED, BATCH = 48, 0, 8
 EVERY = ["q", "k", "v", "o", "ffn_in", "ffn_out"]
 
 
@@ -110,9 +110,9 @@ def main() -> None:
     )
     parser.add_argument("families", nargs="+", choices=(*FAMILIES, "all"), metavar="FAMILY")
     parser.add_argument("--out", type=Path, default=Path("build/adapters"))
-    parser.add_argument("--texts", type=int, default=320, help="articles to train on")
-    parser.add_argument("--held-out", type=int, default=200, help="articles to judge on")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--texts", type=int, default=256, help="articles to train on")
+    parser.add_argument("--held-out", type=int, default=150, help="articles to judge on")
+    parser.add_argument("--epochs", type=int, default=4)
     arguments = parser.parse_args()
     wanted = FAMILIES if "all" in arguments.families else tuple(arguments.families)
 
@@ -259,12 +259,12 @@ def fit(
     head: list[Any],
     penalty: Penalty | None = None,
 ) -> None:
-    """AdamW with a linearly falling rate; the head, which starts at random, at 5e-3."""
+    """AdamW with a linearly falling rate; the head, which starts at random, at 1e-2."""
     import torch
 
     known = {id(parameter) for parameter in head}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
-    groups = [{"params": head, "lr": 5e-3}, {"params": others, "lr": rate}]
+    groups = [{"params": head, "lr": 1e-2}, {"params": others, "lr": rate}]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.0)
     steps = epochs * -(-len(train["labels"]) // BATCH)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 - done / steps)

@@ -18,7 +18,7 @@ from edgebench.export.family import FamilyExporter, rows_shapes
 
 class Dictionary(FamilyExporter):
     name = "dictionary"
-    peft_type = "DICTIONARY"
+    kinds = ("DICTIONARY",)
     summary = "generic: global atoms with a coefficient a site; stands for COLTAS and GloDiS-64"
     members: ClassVar[Mapping[str, Member]] = {
         "atoms": Integer(1, 4096, 64),

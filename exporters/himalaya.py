@@ -22,7 +22,7 @@ BLOCK = 128
 
 class Himalaya(FamilyExporter):
     name = "himalaya"
-    peft_type = "HIMALAYA"
+    kinds = ("HIMALAYA",)
     lowerings: tuple[Lowering, ...] = ("unmerged",)
     summary = "rank-one r(r.x)/sqrt(d) a token, r from a shared dictionary of 3-bit atoms"
     members: ClassVar[Mapping[str, Member]] = {

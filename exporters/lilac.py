@@ -15,7 +15,7 @@ from edgebench.export.family import FamilyExporter, rows_shapes
 
 class Lilac(FamilyExporter):
     name = "lilac"
-    peft_type = "LILAC"
+    kinds = ("LILAC",)
     summary = "LoRA whose factors are mixed from one shared dictionary, stored in int8"
     members: ClassVar[Mapping[str, Member]] = {
         "rank": Integer(1, 256, 4),

@@ -12,6 +12,7 @@ class PeftFolded(PeftExporter):
     lowerings: tuple[Lowering, ...] = ("merged",)
     summary = "PEFT methods whose own forward pass can't be lowered to ONNX: merged alone"
     prefixes = peft_checkpoint.FOLDED_ONLY
+    kinds = tuple(prefixes)
 
 
 EXPORTER = PeftFolded()

@@ -10,6 +10,7 @@ class PeftMethods(PeftExporter):
     name = "peft_methods"
     summary = "PEFT methods other than LoRA, built, loaded and merged by peft"
     prefixes = peft_checkpoint.BOTH
+    kinds = tuple(prefixes)
 
 
 EXPORTER = PeftMethods()

@@ -18,7 +18,7 @@ from edgebench.export.family import FamilyExporter, rows_shapes
 
 class RepresentationEdit(FamilyExporter):
     name = "representation_edit"
-    peft_type = "REPRESENTATION_EDIT"
+    kinds = ("REPRESENTATION_EDIT",)
     lowerings: tuple[Lowering, ...] = ("unmerged",)
     summary = "generic: h + R'(W h + b - R h) on each layer's output; stands for ReFT-LoRe"
     members: ClassVar[Mapping[str, Member]] = {

@@ -15,7 +15,7 @@ from edgebench.export.family import FamilyExporter, rows_shapes
 
 class SatLora(FamilyExporter):
     name = "sat_lora"
-    peft_type = "SAT_LORA"
+    kinds = ("SAT_LORA",)
     summary = "LoRA on q/k/v/o and both FFN matrices, factors stored in int8"
     members: ClassVar[Mapping[str, Member]] = {
         "rank": Integer(1, 256, 8),

@@ -21,7 +21,7 @@ from edgebench.export.family import FamilyExporter, rows_shapes
 
 class UniHyperLora(FamilyExporter):
     name = "unihyperlora"
-    peft_type = "UNIHYPERLORA"
+    kinds = ("UNIHYPERLORA",)
     lowerings: tuple[Lowering, ...] = ("unmerged",)
     summary = "hyper-LoRA atoms for any width and depth, at most two active a token"
     members: ClassVar[Mapping[str, Member]] = {

@@ -140,7 +140,14 @@ def attach(adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any, 
             where=str(adapter.path),
             fix=_FIX,
         ) from error
-    lost = [n for n in result.missing_keys if f".{prefix}" in n or "modules_to_save" in n]
+    # Random projections that are not saved are drawn again from the seed in the configuration.
+    drawn = () if getattr(config, "save_projection", True) else (f".{prefix}A", f".{prefix}B")
+    lost = [
+        name
+        for name in result.missing_keys
+        if (f".{prefix}" in name and not any(part in name for part in drawn))
+        or "modules_to_save" in name
+    ]
     lost += list(result.unexpected_keys)
     if lost:
         raise CheckpointError(

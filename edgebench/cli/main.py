@@ -15,6 +15,7 @@ from edgebench.cli import (
     doctor,
     energy,
     export,
+    exporters,
     meters,
     plot,
     resume,
@@ -71,7 +72,7 @@ def _options(
     pass
 
 
-for module in (export, run, resume, table, energy, plot, devices, meters, doctor, setup):
+for module in (export, exporters, run, resume, table, energy, plot, devices, meters, doctor, setup):
     module.register(app)
 
 

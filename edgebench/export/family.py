@@ -1,6 +1,6 @@
 """An exporter for a family of ours: everything but the family's own members, shapes and module.
 
-A family's file in ``exporters/`` names its ``peft_type``, the members of its
+A family's file in ``exporters/`` names its ``peft_type`` (``kinds``), the members of its
 ``adapter_config.json``, the shapes of its tensors, and the torch module
 (``edgebench.adapters.base.Adapter``). The rest is the same for all: finding the sites on the base,
 comparing names and shapes (without torch), loading, putting the updates in place, merging.
@@ -38,8 +38,6 @@ _BASE_FIX = "Give its own base with --base, or check the path."
 class FamilyExporter(Exporter):
     """One of edgebench's own families."""
 
-    #: ``peft_type`` in adapter_config.json.
-    peft_type: str
     #: The members of adapter_config.json, beside those that every adapter has.
     members: ClassVar[Mapping[str, Member]]
 
@@ -71,7 +69,7 @@ class FamilyExporter(Exporter):
         return frozenset()
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") == self.peft_type
+        return config.get("peft_type") in self.kinds
 
     def inspect(self, adapter: AdapterCheckpoint, base: BaseModel) -> AdapterFacts:
         task = adapter.config.get("task_type")

@@ -19,7 +19,7 @@ class PeftExporter(Exporter):
     prefixes: Mapping[str, str]
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") in self.prefixes
+        return config.get("peft_type") in self.kinds
 
     def inspect(self, adapter: AdapterCheckpoint, base: BaseModel) -> AdapterFacts:
         task = adapter.config.get("task_type")
