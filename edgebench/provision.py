@@ -18,10 +18,11 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgebench import kernels
 from edgebench.artifact import sha256_file
 from edgebench.device import Device, SshSpec
 from edgebench.errors import DeviceError, StorageError
@@ -30,7 +31,7 @@ from edgebench.measure.session import Session, open_session
 from edgebench.meters.base import HOST_KINDS, KINDS, meter_class
 from edgebench.transport.base import Transport
 from edgebench.transport.known_hosts import HostKey
-from edgebench.workspace import ensure_dir
+from edgebench.workspace import Workspace, builtin_root, ensure_dir
 
 Reporter = Callable[[dict[str, Any]], None]
 
@@ -40,12 +41,14 @@ REQUIREMENTS = ("numpy", "onnxruntime")
 
 @dataclass(frozen=True)
 class Setup:
-    """What a set-up found and did. ``installed``: wheels that were unpacked there, now."""
+    """What a set-up found and did. ``installed``: wheels that were unpacked there, now;
+    ``kernels``: the library of native kernels that was asked for."""
 
     device: str
     installed: tuple[str, ...]
     versions: dict[str, str]
     providers: tuple[str, ...]
+    kernels: kernels.Installed | None = None
 
 
 def accept_host_keys(device: Device, accept: Callable[[HostKey], bool]) -> tuple[str, ...]:
@@ -65,17 +68,49 @@ def accept_host_keys(device: Device, accept: Callable[[HostKey], bool]) -> tuple
     return asyncio.run(_accept_keys(device, accept))
 
 
-def setup(device: Device, *, reinstall: bool = False, report: Reporter | None = None) -> Setup:
+def setup(
+    device: Device,
+    *,
+    reinstall: bool = False,
+    with_kernels: bool = False,
+    kernels_from: Path | None = None,
+    report: Reporter | None = None,
+) -> Setup:
     """Install the runtime on a device whose host key is known.
 
     Args:
         reinstall: install it even where one is there.
+        with_kernels: install the library of native few-bit kernels as well.
+        kernels_from: where that comes from, see ``kernels.choose``; without it from `make kernels`
+            (``dist/kernels`` in the workspace) or the companion package.
 
     Raises:
-        DeviceError: unreachable, no wheels for it, or it stays without a working runtime.
+        DeviceError: unreachable, no wheels for it, it stays without a working runtime, or no
+            library of kernels works there.
+        InputError: ``kernels_from`` holds no library.
     """
     device.require_usable()
-    return asyncio.run(_setup(device, reinstall, report or (lambda event: None)))
+    report = report or (lambda event: None)
+    done = asyncio.run(_setup(device, reinstall, report))
+    if not with_kernels and kernels_from is None:
+        return done
+    if device.runtime.kind != "onnxruntime":
+        raise DeviceError(
+            "the native kernels are ONNX Runtime's, and this profile's runtime is PyTorch",
+            where=device.id,
+            fix="Leave --kernels out.",
+        )
+    return replace(done, kernels=asyncio.run(_kernels(device, kernels_from, report)))
+
+
+async def _kernels(device: Device, source: Path | None, report: Reporter) -> kernels.Installed:
+    report({"event": "step", "text": "installing the native kernels"})
+    places = [Workspace.find().root / "dist" / "kernels", builtin_root() / "dist" / "kernels"]
+    async with open_session(device) as session:
+        library = kernels.choose(session.identity, source, places)
+        python = session.hello["executable"]
+        root = session.hello["root"]
+        return await kernels.install(session.transport, python, root, library, device.id)
 
 
 async def _setup(device: Device, reinstall: bool, report: Reporter) -> Setup:

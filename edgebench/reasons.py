@@ -34,6 +34,7 @@ class Code(StrEnum):
     NOTHING_MEASURED = "nothing-measured"
     LAUNCHES_FAILED = "launches-failed"
     EMULATED = "emulated"
+    TOKENS_DIFFER = "tokens-differ"
     CLOCK_BACKWARDS = "clock-backwards"
     FOREIGN_LOAD = "foreign-load"
     STOLEN_TIME = "stolen-time"
@@ -169,6 +170,12 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
             "the device is emulated",
             "Emulated time is the host's, not the device's.",
             "Measure on the device itself; an emulated one proves the path, never the figure.",
+        ),
+        Code.TOKENS_DIFFER: Rule(
+            _I,
+            "the fp32 decoder generated other tokens here than PyTorch did: {where}",
+            "Greedy tokens of the same model are the same; this one computes something else here.",
+            "Export it again, or use another runtime version; the recording has all tokens.",
         ),
         Code.CLOCK_BACKWARDS: Rule(
             _I,
@@ -329,9 +336,9 @@ RULES: Mapping[Code, Rule] = MappingProxyType(
         ),
         Code.ACCURACY_UNMEASURED: Rule(
             _N,
-            "accuracy was not measured",
+            "{what} was not measured",
             "A fast artifact that answers wrongly is no gain.",
-            "Export with labelled data, and measure with --accuracy all.",
+            "Export with {data}, and measure with --accuracy all.",
         ),
         Code.STATE_UNKNOWN: Rule(
             _N,

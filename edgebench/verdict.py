@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgebench import health
+from edgebench.generation import first_difference
 from edgebench.health import THROTTLE_BITS, Thresholds
 from edgebench.percentiles import min_samples, nearest_rank, order_statistic_interval
 from edgebench.reasons import Code, Reason, Severity, reason
@@ -100,9 +101,24 @@ def judge(recording: Recording, samples: Samples, state: State, artifact_index: 
         warning = (solo.execution.get("native") or {}).get("warning")
         if solo.artifact == artifact_index and warning:
             found.append(reason(Code.NATIVE_UNUSED, why=warning))
-    if not any(s.artifact == artifact_index and s.accuracy for s in recording.solo):
-        found.append(reason(Code.ACCURACY_UNMEASURED))
+    found += _answers(recording, artifact_index)
     return decide(found)
+
+
+def _answers(recording: Recording, artifact: int) -> Iterator[Reason]:
+    """How good the answers are: unknown, or of another model than the one that was exported."""
+    solos = [solo for solo in recording.solo if solo.artifact == artifact]
+    if recording.protocol.decoding is None:
+        if not any(solo.accuracy for solo in solos):
+            yield reason(Code.ACCURACY_UNMEASURED, what="accuracy", data="labelled data")
+        return
+    if not any(solo.perplexity for solo in solos):
+        yield reason(Code.ACCURACY_UNMEASURED, what="perplexity", data="held-out texts")
+    manifest = recording.artifacts[artifact].manifest
+    for solo in solos:
+        other = first_difference(solo.greedy) if solo.greedy else None
+        if other and manifest["quantization"]["scheme"] == "fp32":
+            yield reason(Code.TOKENS_DIFFER, where=other)
 
 
 #: Reasons that speak of percentiles and answers, not of energy.

@@ -435,6 +435,15 @@ class Runtime:
         """The first output for a batch of inputs, as an array."""
         raise NotImplementedError
 
+    #: One whose calls are of several tokens takes the rows in which to note each token's time.
+    rows: Callable[[Any], None] | None = None
+
+    #: Of decoders: how likely they find texts, and the tokens that their last calls gave.
+    perplexity: Callable[[Any, Any], Document]
+    generated: Callable[[], list[Document]]
+    check: Callable[[Any], Document | None]
+    prompts: Callable[[Any], list[Any]]
+
     #: A runtime with a clock of its own (CUDA events) times calls itself, as ``time_calls`` does.
     time_calls: Callable[[list[Any], int, int, Any, Any], None] | None = None
 
@@ -466,7 +475,7 @@ class OnnxRuntime(Runtime):
             settings.add_session_config_entry(key, str(value))
         self.native: Document = {}
         if options.get("native") and options["provider"] == "CPUExecutionProvider":
-            self.native = native_kernels()
+            self.native = tried_kernels()
             if "path" in self.native:
                 try:
                     settings.register_custom_ops_library(self.native["path"])
@@ -513,20 +522,48 @@ class OnnxRuntime(Runtime):
 #: The signatures and layouts of edgebench's own ops that this version exports.
 NATIVE_ABI = 1
 
+#: Names, for the agent's children, the library that `edgebench setup --kernels` installed.
+NATIVE_INSTALLED = "EDGEBENCH_NATIVE_INSTALLED"
+
 
 def native_kernels() -> Document:
     """The library of few-bit kernels on this device, as ``native_library`` has it; {} for none.
 
-    It is what EDGEBENCH_NATIVE names, or comes in the companion package. Without it ONNX Runtime
-    computes the ops' bodies, which are in the model's file.
+    It is what EDGEBENCH_NATIVE names, what `edgebench setup --kernels` put into the agent's
+    directory, or comes in the companion package. Without it ONNX Runtime computes the ops' bodies,
+    which are in the model's file.
     """
-    path = os.environ.get("EDGEBENCH_NATIVE")
+    path = os.environ.get("EDGEBENCH_NATIVE") or os.environ.get(NATIVE_INSTALLED)
     if path:
         return native_library(os.path.abspath(path))
     found = importlib.util.find_spec("edgebench_native")
     if found is None or not found.origin:
         return {}
     return native_library(os.path.join(os.path.dirname(found.origin), "libedgebench_ops.so"))
+
+
+def tried_kernels() -> Document:
+    """As ``native_kernels``, found in a process of its own: a library that ends the process which
+    loads it is a warning, too."""
+    named = os.environ.get("EDGEBENCH_NATIVE") or os.environ.get(NATIVE_INSTALLED)
+    if not named and importlib.util.find_spec("edgebench_native") is None:
+        return {}
+    done = subprocess.run(
+        [sys.executable, os.path.abspath(__file__), "native"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode == 0:
+        found: Document = json.loads(done.stdout.splitlines()[-1])
+        return found
+    ended = f"signal {-done.returncode}" if done.returncode < 0 else f"status {done.returncode}"
+    words = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    return {
+        "warning": "the library of native kernels ends the process that loads it "
+        f"({ended}{': ' + words[-1] if words else ''})"
+    }
 
 
 def native_library(path: str) -> Document:
@@ -581,6 +618,13 @@ def torch_runtime() -> Any:
     return TorchRuntime
 
 
+def decoder_runtime() -> Any:
+    """What drives a decoder in ONNX Runtime: files of their own, likewise."""
+    from edgebench.runtimes.decoder_runtime import DecoderRuntime
+
+    return DecoderRuntime
+
+
 RUNTIMES: dict[str, type[Runtime]] = {"onnxruntime": OnnxRuntime, "null": NullRuntime}
 
 
@@ -597,13 +641,17 @@ def runtime_class(kind: str) -> Any:
 
 
 class Samples:
-    """Preallocated columns of timed calls; grows between turns, never inside one."""
+    """Preallocated columns of timed calls; grows between turns, never inside one.
 
-    def __init__(self, capacity: int = 4096) -> None:
+    Where calls generate, ``tokens`` has a row a call: the durations of its tokens (ns).
+    """
+
+    def __init__(self, capacity: int = 4096, tokens: int = 0) -> None:
         import numpy
 
         self.size = 0
         self.columns: Ints = numpy.zeros((len(COLUMNS), capacity), dtype=numpy.int64)
+        self.tokens: Ints = numpy.zeros((capacity, tokens), dtype=numpy.int64)
 
     def room(self, calls: int) -> None:
         """Make room for so many more."""
@@ -611,6 +659,7 @@ class Samples:
 
         while self.size + calls > self.columns.shape[1]:
             self.columns = numpy.concatenate([self.columns, numpy.zeros_like(self.columns)], axis=1)
+            self.tokens = numpy.concatenate([self.tokens, numpy.zeros_like(self.tokens)])
 
     def table(self) -> Ints:
         """One row a call, in the order of COLUMNS."""
@@ -662,6 +711,8 @@ class Lane:
         samples.room(count)
         here = slice(samples.size, samples.size + count)
         artifacts, turns, phases, starts, durations = (row[here] for row in samples.columns)
+        if samples.tokens.shape[1] and self.runtime.rows is not None:
+            self.runtime.rows(samples.tokens[here])
         if self.runtime.time_calls is not None:
             self.runtime.time_calls(self.bindings, self.position, count, starts, durations)
         else:
@@ -947,15 +998,29 @@ def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, in
     runtime = made(model, options)
     load_ns = clock() - begin
     bindings = [None]
+    if entry.get("decoder"):
+        runtime = decoder_runtime()(runtime, entry["decoder"], protocol["decoding"])
     if entry.get("inputs"):
         arrays = load_arrays(os.path.join(entry["path"], entry["inputs"]))
-        batches = feeds(arrays, protocol["batch"], protocol["seq_len"])
-        bindings = [runtime.bind(feed) for feed in batches]
+        if entry.get("decoder"):
+            bindings = runtime.prompts(arrays)
+        else:
+            batches = feeds(arrays, protocol["batch"], protocol["seq_len"])
+            bindings = [runtime.bind(feed) for feed in batches]
     return Lane(index, runtime, bindings), load_ns
 
 
+def new_samples(protocol: Document) -> Samples:
+    """Room for a launch's samples, and for each token's time where a call generates several."""
+    decoding = protocol.get("decoding") or {}
+    return Samples(tokens=decoding["new_tokens"] if decoding.get("new_tokens", 1) > 1 else 0)
+
+
 def prepare_runtime(entries: list[Document], protocol: Document) -> None:
-    """Import what PyTorch needs for these artifacts: no part of their load time or memory."""
+    """Import what these artifacts need beside ONNX Runtime: no part of their load time or
+    memory."""
+    if any(entry.get("decoder") for entry in entries):
+        decoder_runtime()
     if protocol["runtime"]["kind"] == "torch":
         for entry in entries:
             torch_runtime().prepare(os.path.join(entry["path"], entry["model"]))
@@ -978,16 +1043,28 @@ def peak_rss_bytes() -> int:
 
 
 def evaluate(runtime: Runtime, entry: Document, limit: str | int, batch: int) -> Document:
-    """Task accuracy on the artifact's labelled held-out inputs (argmax of the first output)."""
+    """Task accuracy on the artifact's labelled held-out inputs (argmax of the first output).
+
+    ``right``: which examples were answered rightly, a bit each, the first the highest, as hex.
+    """
+    import numpy
+
     arrays = load_arrays(os.path.join(entry["path"], entry["evaluation"]))
     labels = arrays.pop("labels")
     count = len(labels) if limit == "all" else min(len(labels), int(limit))
-    correct, begin = 0, clock()
+    answers, begin = [], clock()
     for first in range(0, count, batch):
         here = slice(first, min(first + batch, count))
         logits = runtime.infer({name: value[here] for name, value in arrays.items()})
-        correct += int((logits.argmax(-1) == labels[here]).sum())
-    return {"correct": correct, "n": count, "duration_ns": clock() - begin}
+        answers.append(logits.argmax(-1) == labels[here])
+    found: Document = {
+        "correct": int(sum(each.sum() for each in answers)),
+        "n": count,
+        "duration_ns": clock() - begin,
+    }
+    if all(each.ndim == 1 for each in answers):
+        found["right"] = numpy.packbits(numpy.concatenate(answers)).tobytes().hex()
+    return found
 
 
 def work_solo(task: Document, protocol: Document, report: Report) -> Document:
@@ -1002,9 +1079,13 @@ def work_solo(task: Document, protocol: Document, report: Report) -> Document:
     result: Document = {"artifact": index, "baseline_rss_bytes": peak_rss_bytes()}
     report({"event": "solo", "artifact": index, "step": "load"})
     lane, result["load_ns"] = open_lane(index, entry, protocol)
-    lane.turn(Samples(), -1, task["memory_calls"], WARMUP, WARMUP)
+    lane.turn(new_samples(protocol), -1, task["memory_calls"], WARMUP, WARMUP)
     result["peak_rss_bytes"] = peak_rss_bytes()
     result["execution"] = lane.runtime.execution()
+    if entry.get("decoder") and entry.get("inputs"):
+        report({"event": "solo", "artifact": index, "step": "tokens"})
+        arrays = load_arrays(os.path.join(entry["path"], entry["inputs"]))
+        result["greedy"] = lane.runtime.check(arrays)
     if task["accuracy"] is not None and entry.get("evaluation"):
         report({"event": "solo", "artifact": index, "step": "accuracy"})
         runtime = lane.runtime
@@ -1015,14 +1096,16 @@ def work_solo(task: Document, protocol: Document, report: Report) -> Document:
             pin(every)
             wide = dict(protocol, runtime=dict(protocol["runtime"], threads=len(every)))
             runtime = open_lane(index, dict(entry, inputs=None), wide)[0].runtime
-        result["accuracy"] = evaluate(runtime, entry, task["accuracy"], protocol["batch"])
+        if entry.get("decoder"):
+            arrays = load_arrays(os.path.join(entry["path"], entry["evaluation"]))
+            result["perplexity"] = runtime.perplexity(arrays, task["accuracy"])
+        else:
+            result["accuracy"] = evaluate(runtime, entry, task["accuracy"], protocol["batch"])
     return result
 
 
 def work_launch(task: Document, protocol: Document, report: Report) -> Document:
     """All artifacts in one process, in turns."""
-    import numpy
-
     rng = random.Random(f"{protocol['seed']}/{task['launch']}")
     entries = task["artifacts"]
     load_ns: list[int | None] = [None] * len(entries)
@@ -1034,7 +1117,7 @@ def work_launch(task: Document, protocol: Document, report: Report) -> Document:
     for index in order:
         lane, load_ns[index] = open_lane(index, entries[index], protocol)
         lanes.append(lane)
-    samples = Samples()
+    samples = new_samples(protocol)
     gc.collect()
     gc.disable()
     report({"event": "launch", "launch": task["launch"], "step": "warm-up"})
@@ -1085,12 +1168,26 @@ def work_launch(task: Document, protocol: Document, report: Report) -> Document:
         # The larger of both parts: each of them may void what was measured then.
         foreign = {name: larger(share, foreign[name]) for name, share in load.shares().items()}
     result.update(foreign)
-    # In memory first: numpy's own writing to a full disk fails without an errno.
-    buffer = io.BytesIO()
-    numpy.save(buffer, samples.table(), allow_pickle=False)
-    with open(task["samples"], "wb") as stream:
-        stream.write(buffer.getvalue())
+    if protocol.get("decoding"):
+        result["generated"] = [None] * len(entries)
+        for lane in lanes:
+            if entries[lane.index].get("decoder"):
+                result["generated"][lane.index] = lane.runtime.generated()
+    save_array(task["samples"], samples.table())
+    if samples.tokens.shape[1]:
+        save_array(task["tokens"], samples.tokens[: samples.size])
     return result
+
+
+def save_array(path: str, array: Ints) -> None:
+    """Write a .npy file. In memory first: numpy's own writing to a full disk fails without an
+    errno."""
+    import numpy
+
+    buffer = io.BytesIO()
+    numpy.save(buffer, array, allow_pickle=False)
+    with open(path, "wb") as stream:
+        stream.write(buffer.getvalue())
 
 
 def larger(one: float | None, other: float | None) -> float | None:
@@ -1327,17 +1424,21 @@ class Supervisor:
             self.cool_down()
             if self.ended():
                 return
-            name = f"launch-{launch:03d}.npy"
-            samples = self.spool.file(name)
+            entry = {"file": f"launch-{launch:03d}.npy", "tokens": f"tokens-{launch:03d}.npy"}
+            paths = {"samples": self.spool.file(entry["file"])}
+            paths["tokens"] = self.spool.file(entry["tokens"])
             begin = clock()
             found = self.run_worker(
-                {"kind": "launch", "launch": launch, "lanes": sorted(usable), "samples": samples}
+                {"kind": "launch", "launch": launch, "lanes": sorted(usable), **paths}
             )
             found.update(index=launch, started_ns=begin, ended_ns=clock())
             if found["outcome"] == "ok":
-                with open(samples, "rb") as stream:
-                    os.fsync(stream.fileno())
-                self.result["samples"].append({"launch": launch, "file": name})
+                if not os.path.exists(paths["tokens"]):
+                    del entry["tokens"]
+                for name in entry.values():
+                    with open(self.spool.file(name), "rb") as stream:
+                        os.fsync(stream.fileno())
+                self.result["samples"].append({"launch": launch, **entry})
             self.result["launches"].append(found)
             self.state("during")
             self.keep()
@@ -1709,7 +1810,7 @@ class Server:
             lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
             return {"missing": lines[-1] if lines else f"exit status {done.returncode}"}
         # What a library says while it is imported comes before our line.
-        return {"runtime": json.loads(done.stdout.splitlines()[-1]), "native": native_kernels()}
+        return {"runtime": json.loads(done.stdout.splitlines()[-1]), "native": tried_kernels()}
 
     # -- files, by digest
 
@@ -1959,7 +2060,8 @@ class Server:
             log = (read_text(os.path.join(run_dir, "supervisor.log")) or "")[-2000:]
             text = f"the run died before it had measured anything. {log}".strip()
             raise AgentError("nothing", text)
-        samples = [item["file"] for item in read_json(os.path.join(run_dir, name))["samples"]]
+        entries = read_json(os.path.join(run_dir, name))["samples"]
+        samples = [item[key] for item in entries for key in ("file", "tokens") if key in item]
         files = {}
         spooled = ["meters.bin", "meters.jsonl"]
         meters = [item for item in spooled if os.path.exists(os.path.join(run_dir, item))]
@@ -1985,7 +2087,13 @@ class Server:
 
 def serve(root: str, lock: str) -> int:
     """Role ``serve``. Requests on stdin, replies on stdout after the sentinel line."""
-    activate_site(os.path.join(os.path.abspath(os.path.expanduser(root)), "site", "active"))
+    root = os.path.abspath(os.path.expanduser(root))
+    activate_site(os.path.join(root, "site", "active"))
+    library = os.path.join(root, "native", "active", "libedgebench_ops.so")
+    if os.path.isfile(library):
+        os.environ[NATIVE_INSTALLED] = library
+    else:
+        os.environ.pop(NATIVE_INSTALLED, None)
     Server(root, lock, sys.stdin, sys.stdout).run()
     return 0
 
@@ -2007,11 +2115,15 @@ def main(argv: list[str] | None = None) -> int:
     serving.add_argument("--lock", default="device")
     roles.add_parser("supervise").add_argument("run_dir")
     roles.add_parser("work").add_argument("task")
+    roles.add_parser("native")
     arguments = parser.parse_args(argv)
     if arguments.role == "serve":
         return serve(arguments.root, arguments.lock)
     if arguments.role == "supervise":
         return supervise(arguments.run_dir)
+    if arguments.role == "native":
+        sys.stdout.write(json.dumps(native_kernels()) + "\n")
+        return 0
     return work(arguments.task)
 
 

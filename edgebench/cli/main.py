@@ -11,19 +11,22 @@ from typer.core import TyperGroup
 
 import edgebench
 from edgebench.cli import (
+    check,
     devices,
     doctor,
     energy,
+    evaluate,
     export,
     exporters,
     meters,
+    pareto,
     plot,
     resume,
     run,
     setup,
     table,
 )
-from edgebench.cli.output import error_document, say_error, say_json
+from edgebench.cli.output import Answer, error_document, say_error, say_json
 from edgebench.errors import EdgebenchError, Interrupted, UsageError
 
 EPILOG = (
@@ -72,7 +75,22 @@ def _options(
     pass
 
 
-for module in (export, exporters, run, resume, table, energy, plot, devices, meters, doctor, setup):
+for module in (
+    export,
+    exporters,
+    run,
+    resume,
+    table,
+    check,
+    energy,
+    plot,
+    devices,
+    meters,
+    doctor,
+    setup,
+    evaluate,
+    pareto,
+):
     module.register(app)
 
 
@@ -91,6 +109,8 @@ def main(argv: list[str] | None = None) -> None:
             say_json({"error": error_document(error)})
         say_error(error)
         raise SystemExit(error.exit_code) from None
+    except Answer:
+        raise
     except SystemExit as done:
         # Typer has said on stderr what is wrong with the command line.
         if done.code == UsageError.exit_code and "--json" in arguments:

@@ -6,6 +6,9 @@ from typing import Any
 
 from edgebench.cli.output import Update
 
+#: What the steps of an artifact alone are called.
+_STEPS = {"load": "load time and memory", "tokens": "its tokens against PyTorch's"}
+
 
 class FleetProgress:
     """Events of several devices: each has its line, the bar shows the slowest of them."""
@@ -96,7 +99,7 @@ class RunProgress:
     def _solo(self, event: dict[str, Any]) -> None:
         if event["step"] == "load":
             self.solos += 1
-        step = {"load": "load time and memory", "accuracy": "accuracy"}[event["step"]]
+        step = _STEPS.get(event["step"], event["step"])
         self._say(f"{self._name(event['artifact'])}: {step}", self.solos - 1)
 
     def _cool_down(self, event: dict[str, Any]) -> None:

@@ -27,21 +27,38 @@ def run(
     ] = None,
     device: DeviceNames = None,
     scenario: Annotated[
-        str, typer.Option(help="single-stream: one query after another; offline: batches.")
-    ] = "single-stream",
+        str | None,
+        typer.Option(
+            help="single-stream: one query after another; offline: batches. Of decoders: prefill "
+            "(the first token), decode (one step behind a context), generate (both). Default: "
+            "generate for decoders, else single-stream."
+        ),
+    ] = None,
     batch: Annotated[
         int | None, typer.Option(help="Samples a call in the offline scenario (default 8).")
     ] = None,
     seq_len: Annotated[
         int | None, typer.Option(help="Tokens a sample (default: as exported).")
     ] = None,
+    prompt_len: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a decoder's prompt, or of decode's context (default: as exported)."
+        ),
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that a call of generate gives (default 32).")
+    ] = None,
     launches: Annotated[
         int, typer.Option(help="Worker processes; intervals are taken over them.")
     ] = 5,
     percentile: Annotated[
-        float,
-        typer.Option(help="Highest percentile to support: 90 needs 64 samples, 99 needs 662."),
-    ] = 99.0,
+        float | None,
+        typer.Option(
+            help="Highest percentile to support: 90 needs 64 samples, 99 needs 662 (default 99; of "
+            "prefill and generate 90)."
+        ),
+    ] = None,
     min_count: Annotated[
         int | None, typer.Option(help="Samples an artifact (default: what --percentile needs).")
     ] = None,
@@ -98,6 +115,8 @@ def run(
     from edgebench.measure import RunOptions
 
     options = RunOptions(
+        prompt_len=prompt_len,
+        new_tokens=new_tokens,
         scenario=scenario,  # type: ignore[arg-type]  # RunOptions.check names the valid ones
         batch=batch,
         seq_len=seq_len,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -30,6 +31,22 @@ def setup(
     reinstall: Annotated[
         bool, typer.Option("--reinstall", help="Install the runtime even where one is there.")
     ] = False,
+    kernels: Annotated[
+        bool,
+        typer.Option(
+            "--kernels",
+            help="Install the native few-bit kernels, too: from `make kernels`, or from the "
+            "package edgebench-native here.",
+        ),
+    ] = False,
+    kernels_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--kernels-from",
+            metavar="PATH",
+            help="Install them from this library, wheel, or directory with either.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Accept a device's host key after showing it, and install the runtime there.
@@ -57,6 +74,8 @@ def setup(
         done = edgebench.api.setup(
             device,
             reinstall=reinstall,
+            kernels=kernels,
+            kernels_from=kernels_from,
             report=lambda event: update(f"{device}  {event['text']}", event.get("share")),
         )
     if as_json:
@@ -68,4 +87,9 @@ def setup(
         f"{device} is ready: Python {done.versions['python']}, "
         f"onnxruntime {done.versions['onnxruntime']} ({', '.join(done.providers)}); {what}."
     )
+    if done.kernels is not None:
+        verb = "sent" if done.kernels.sent else "there already"
+        output.print(
+            f"native kernels {done.kernels.version} ({verb}, tried there): {done.kernels.kernel}."
+        )
     output.print(f"Look it over with: edgebench doctor --device {device}")

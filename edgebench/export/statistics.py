@@ -9,7 +9,8 @@ is counted is what stands in it.
   [batch, heads, queries, keys].
 - **kept_ranks**: inner widths, summed, of all low-rank branches: two constant matrices in a row,
   [k, r] then [r, n] with r < min(k, n), with no bias and nothing but scaling between. A merged
-  adapter has none left, so it counts 0.
+  adapter has none left, so it counts 0. A branch that is used twice (DeBERTa's query projection,
+  on tokens and on positions) counts once here, and with each use in its FLOPs.
 - **param_bits**: stored bits of all parameters: every initialiser and constant but those of 64-bit
   integers, booleans and strings, which hold shapes and indices.
 
@@ -30,7 +31,7 @@ from edgebench.export.session import run_graph
 
 #: Operators that only scale, copy or convert: a branch or a score passes through them.
 _SCALING = {"Mul", "Div", "Identity", "Cast", "Dropout"}
-_SCORES = _SCALING | {"Add", "Sub", "Where", "Max", "Min", "Clip"}
+_SCORES = _SCALING | {"Add", "Sub", "Where", "Max", "Min", "Clip", "Reshape"}
 
 #: Bits per element where it is not eight times the size of a NumPy item (onnx.proto names).
 _SUB_BYTE = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
@@ -64,11 +65,12 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class Branch:
-    """A low-rank branch: its rank, and the values that it computes with the FLOPs of each."""
+    """A low-rank branch: its rank and factors, and the values that it computes with their FLOPs."""
 
     rank: int
     d_in: int
     d_out: int
+    weights: tuple[str, str]
     steps: tuple[tuple[str, int], ...]  # value, FLOPs per element of the value
 
 
@@ -88,7 +90,7 @@ def read_graph(model: Any, row: Feed) -> GraphFacts:
         seq_len=next(iter(row.values())).shape[1],
         layers=len(scores),
         heads=sum(shapes[value][1] for value in scores if len(shapes[value]) == 4),
-        ranks=sum(branch.rank for branch in branches),
+        ranks=sum({branch.weights: branch.rank for branch in branches}.values()),
         branch_flops=float(
             sum(math.prod(shapes[v]) * each for branch in branches for v, each in branch.steps)
         ),
@@ -148,7 +150,8 @@ class _Graph:
             last = self._through_scaling(up.output[0], steps)
             # The addition that joins the branch to the base's own output.
             steps += [(n.output[0], 1) for n in self.consumers[last] if n.op_type == "Add"]
-            found.append(Branch(width[1], width[0], grown[1], tuple(steps)))
+            weights = (down.input[1], up.input[1])
+            found.append(Branch(width[1], width[0], grown[1], weights, tuple(steps)))
         return found
 
     def _linear(self, node: Any) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""The files of ours that run on a device beside the agent: meters, and runtimes other than ONNX's.
+"""The files of ours that run on a device beside the agent: meters, PyTorch, and decoders' driver.
 
 They are sent by digest like an artifact's files and put together below the agent's root as a
 package ``edgebench`` of their own, which hides any other there. Locally the package itself serves.
@@ -21,14 +21,24 @@ _PACKAGE = Path(edgebench.__file__).parent
 _EMPTY = _PACKAGE / "meters" / "__init__.py"
 
 
-def bundle_files(kinds: Collection[str], runtime: str = "onnxruntime") -> dict[str, Path]:
-    """Name in the bundle -> file, for meters of some kinds and one runtime; empty for neither."""
+#: What runs beside the agent for a runtime, and for decoders in ONNX Runtime.
+_RUNTIMES = {
+    "torch": ("torch_runtime",),
+    "decoder": ("decoder_runtime", "decoder_driver", "decoder_graph"),
+}
+
+
+def bundle_files(
+    kinds: Collection[str], runtime: str = "onnxruntime", *, decoders: bool = False
+) -> dict[str, Path]:
+    """Name in the bundle -> file, for meters of some kinds, one runtime, and decoders."""
     files: dict[str, Path] = {}
     if kinds:
         names = modules_for(list(kinds))
         files |= {f"edgebench/meters/{name}.py": _PACKAGE / f"meters/{name}.py" for name in names}
-    if runtime == "torch":
-        for name in ("__init__", "torch_runtime"):
+    asked = [runtime, *(["decoder"] if decoders else [])]
+    if names := [name for each in asked for name in _RUNTIMES.get(each, ())]:
+        for name in ("__init__", *names):
             files[f"edgebench/runtimes/{name}.py"] = _PACKAGE / f"runtimes/{name}.py"
     if files:
         files["edgebench/__init__.py"] = _EMPTY

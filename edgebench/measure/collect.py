@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgebench.errors import DeviceError
 from edgebench.measure.meter_spool import Readings, collect_meters
 from edgebench.measure.session import Session
-from edgebench.recording import Clock, Launch, Recording, Solo
+from edgebench.recording import TOKEN_COLUMNS, Clock, Launch, Recording, Solo
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    Columns = dict[str, npt.NDArray[np.int64]]
 
 #: The agent's columns (agent.COLUMNS); samples.parquet has ``launch`` before them.
 _COLUMNS = ("artifact", "turn", "phase", "start_ns", "duration_ns")
@@ -51,10 +54,21 @@ async def fetch(session: Session, run: str, target: Path) -> dict[str, Any]:
     return result
 
 
+@dataclass(frozen=True)
+class Assembled:
+    """The parts of a recording, as the store takes them."""
+
+    document: dict[str, Any]
+    samples: Columns
+    state: list[dict[str, Any]]
+    readings: Readings | None
+    tokens: Columns | None
+
+
 def assemble(
     spool: Path, result: dict[str, Any], clock_after: Clock, host_spool: Path
-) -> tuple[dict[str, Any], dict[str, npt.NDArray[np.int64]], list[dict[str, Any]], Readings | None]:
-    """The recording's document, samples, state lines and meters' readings of a fetched spool.
+) -> Assembled:
+    """The recording's parts from a fetched spool.
 
     Args:
         clock_after: the device's clock now, to tell the clocks' drift.
@@ -65,8 +79,12 @@ def assemble(
     plan = json.loads((spool / "plan.json").read_text())
     carry = plan["carry"]
     parts: list[npt.NDArray[np.int64]] = []
+    tokens: list[npt.NDArray[np.int64]] = []
     for entry in result["samples"]:
         table = np.load(spool / entry["file"], allow_pickle=False)
+        if "tokens" in entry:
+            before = sum(map(len, parts))
+            tokens.append(_tokens(np.load(spool / entry["tokens"], allow_pickle=False), before))
         launch = np.full((len(table), 1), entry["launch"], dtype=np.int64)
         parts.append(np.hstack([launch, table]))
     merged = np.vstack(parts) if parts else np.zeros((0, 1 + len(_COLUMNS)), dtype=np.int64)
@@ -84,7 +102,7 @@ def assemble(
         "protocol": plan["protocol"],
         "artifacts": carry["artifacts"],
         "solo": [_checked(Solo, _with_accuracy(entry, carry)) for entry in result["solo"]],
-        "launches": [_checked(Launch, entry) for entry in result["launches"]],
+        "launches": _launches(result["launches"]),
         "clock": carry["clock"],
         "clock_after": clock_after.model_dump(mode="json"),
         "meters": [meter.model_dump(mode="json") for meter in meters],
@@ -95,7 +113,28 @@ def assemble(
         "host": carry["host"],
         "files": {},
     }
-    return document, samples, state, readings
+    columns = dict(zip(TOKEN_COLUMNS, np.hstack(tokens), strict=True)) if tokens else None
+    return Assembled(document, samples, state, readings, columns)
+
+
+def _tokens(durations: npt.NDArray[np.int64], before: int) -> npt.NDArray[np.int64]:
+    """Columns call, token and duration of a launch's [calls, tokens] (ns), by TOKEN_COLUMNS.
+
+    Args:
+        before: calls of the launches before it.
+    """
+    import numpy as np
+
+    calls, numbers = np.nonzero(durations)
+    return np.stack([calls + before, numbers, durations[calls, numbers]])
+
+
+def _launches(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The launches; generated tokens of the first alone, since every launch gives the same."""
+    return [
+        _checked(Launch, entry if number == 0 else {**entry, "generated": []})
+        for number, entry in enumerate(entries)
+    ]
 
 
 def _with_accuracy(entry: dict[str, Any], carry: dict[str, Any]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ Everything is named by its SHA-256 below the agent's root, so a second run sends
     ~/.edgebench/agents/<sha256>.py      agents, one a version
     ~/.edgebench/cache/<sha256>[.ok]     files of artifacts; .ok once their digest was checked there
     ~/.edgebench/site/active             packages that `edgebench setup` unpacked
+    ~/.edgebench/native/active           the library of native kernels that was set up
     ~/.edgebench/runs/<id>/              spools
 """
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgebench.artifact import Artifact
 from edgebench.errors import InputError, UsageError
+from edgebench.measure.decoding import SCENARIOS, choose_scenario, decoding_of, effort
 from edgebench.percentiles import min_samples
 from edgebench.recording import (
     CooldownRule,
@@ -21,8 +22,6 @@ from edgebench.recording import (
 
 if TYPE_CHECKING:
     from edgebench.device import Device, Placement
-
-SCENARIOS: tuple[str, ...] = ("single-stream", "offline")
 
 #: ONNX Runtime's names of the providers that a profile may ask for; PyTorch's are the same.
 PROVIDERS = {
@@ -39,11 +38,16 @@ class RunOptions:
     """What ``edgebench run`` may be asked for. Durations are seconds, per launch.
 
     Attributes:
-        scenario: LoadGen's name: single-stream (one query after another), or offline (batches).
+        scenario: LoadGen's names: single-stream (one query after another), offline (batches); of
+            decoders prefill, decode, generate. None: generate for decoders, else single-stream.
         batch: samples a call; 1 for single-stream.
         seq_len: tokens a sample; None takes what the artifacts were exported with.
+        prompt_len: tokens of a decoder's prompt, or in its cache before a decode step; None
+            likewise.
+        new_tokens: tokens that a call of generate gives; None: 32.
         launches: worker processes; the interval of every absolute figure is taken over them.
         percentile: the highest percentile that the run must support; it sets the sample count.
+            None: 99, but 90 for prefill and generate.
         min_count: counted calls an artifact over all launches; None follows from ``percentile``.
         precision: half-width of the median's interval within a launch, relative, that is enough.
         accuracy: "all" held-out examples, a number of them, or None to leave it out.
@@ -56,19 +60,21 @@ class RunOptions:
         energy_window_s: length of an energy window; None takes what the meters need.
     """
 
-    scenario: Scenario = "single-stream"
+    scenario: Scenario | None = None
     batch: int | None = None
     seq_len: int | None = None
+    prompt_len: int | None = None
+    new_tokens: int | None = None
     launches: int = 5
-    percentile: float = 99.0
+    percentile: float | None = None
     min_count: int | None = None
     precision: float = 0.02
     min_duration_s: float = 1.0
     max_duration_s: float = 120.0
     calls_per_turn: int | None = None
-    warmup_window: int = 6
+    warmup_window: int | None = None
     warmup_tolerance: float = 0.05
-    warmup_max_s: float = 20.0
+    warmup_max_s: float | None = None
     accuracy: Literal["all"] | int | None = "all"
     reuse_accuracy: bool = True
     seed: int = 0
@@ -81,11 +87,11 @@ class RunOptions:
 
     def check(self) -> None:
         """Raise UsageError for a value that can't be."""
-        if self.scenario not in SCENARIOS:
+        if self.scenario is not None and self.scenario not in SCENARIOS:
             raise UsageError(
                 f"unknown scenario {self.scenario!r}", fix=f"Choose from {', '.join(SCENARIOS)}."
             )
-        if self.scenario == "single-stream" and self.batch not in (None, 1):
+        if self.scenario in (None, "single-stream") and self.batch not in (None, 1):
             raise UsageError(
                 f"single-stream has one sample a query, not {self.batch}",
                 fix="Use --scenario offline for batches.",
@@ -93,6 +99,8 @@ class RunOptions:
         positive: dict[str, float | None] = {
             "batch": self.batch,
             "seq-len": self.seq_len,
+            "prompt-len": self.prompt_len,
+            "new-tokens": self.new_tokens,
             "launches": self.launches,
             "min-count": self.min_count,
             "precision": self.precision,
@@ -108,7 +116,7 @@ class RunOptions:
                 raise UsageError(f"--{name} must be more than 0, not {value:g}")
         if self.energy not in ("auto", "on", "off"):
             raise UsageError(f"--energy must be auto, on or off, not {self.energy!r}")
-        if not 50 <= self.percentile < 100:
+        if self.percentile is not None and not 50 <= self.percentile < 100:
             raise UsageError(f"--percentile must be from 50 to below 100, not {self.percentile:g}")
         if isinstance(self.accuracy, int) and self.accuracy < 1:
             raise UsageError("--accuracy must be all, none, or a number of examples")
@@ -128,9 +136,17 @@ def build_protocol(
     """The protocol of one session: everything decided before it begins.
 
     Raises:
-        InputError: the artifacts can't be compared in one session, or are shorter than asked for.
+        InputError: the artifacts can't be compared in one session, are shorter than asked for, or
+            can't do what the scenario asks for.
     """
     options.check()
+    scenario = choose_scenario(options, artifacts)
+    decoding = decoding_of(options, scenario, artifacts)
+    if decoding is not None:
+        options = replace(options, seq_len=decoding.prompt_len)
+    usual = effort(scenario)
+    percentile = options.percentile or usual.percentile
+    warmup_max_s = options.warmup_max_s or usual.warmup_max_s
     lengths = {artifact.manifest.statistics.seq_len for artifact in artifacts}
     if len(lengths) > 1 and options.seq_len is None:
         raise InputError(
@@ -138,7 +154,7 @@ def build_protocol(
             fix="Give one with --seq-len, or run them one by one.",
         )
     seq_len = options.seq_len or lengths.pop()
-    for artifact in artifacts:
+    for artifact in artifacts if decoding is None else ():
         if artifact.manifest.statistics.seq_len < seq_len:
             raise InputError(
                 f"the artifact's inputs have {artifact.manifest.statistics.seq_len} tokens, "
@@ -146,23 +162,23 @@ def build_protocol(
                 where=str(artifact.path),
                 fix=f"Export it again with --seq-len {seq_len}.",
             )
-    total = options.min_count or max(min_samples(options.percentile / 100), 1)
-    batch = options.batch or (OFFLINE_BATCH if options.scenario == "offline" else 1)
+    total = options.min_count or max(min_samples(percentile / 100), 1)
+    batch = options.batch or (OFFLINE_BATCH if scenario == "offline" else 1)
     limits = device.limits
     # A run that stops making progress is ended by its deadline; an honest one never comes near.
     deadline = options.deadline_s or (
         600.0 * len(artifacts)
-        + options.launches * (options.max_duration_s + len(artifacts) * options.warmup_max_s + 60.0)
+        + options.launches * (options.max_duration_s + len(artifacts) * warmup_max_s + 60.0)
         + (limits.cooldown_max_s * options.launches if limits.cooldown_c is not None else 0.0)
         + (_longest_energy_s(energy, len(artifacts)) * options.launches if energy else 0.0)
     )
     return Protocol(
-        scenario=options.scenario,
+        scenario=scenario,
         batch=batch,
         seq_len=seq_len,
         launches=options.launches,
         # The first call of a turn settles the caches and is not counted.
-        calls_per_turn=options.calls_per_turn or 8,
+        calls_per_turn=options.calls_per_turn or usual.calls_per_turn,
         seed=options.seed,
         stop=StopRule(
             min_count=math.ceil(total / options.launches),
@@ -171,9 +187,9 @@ def build_protocol(
             relative_half_width=options.precision,
         ),
         warmup=WarmupRule(
-            window=options.warmup_window,
+            window=options.warmup_window or usual.warmup_window,
             tolerance=options.warmup_tolerance,
-            max_s=options.warmup_max_s,
+            max_s=warmup_max_s,
         ),
         deadline_s=deadline,
         accuracy=options.accuracy,
@@ -186,7 +202,8 @@ def build_protocol(
             else None
         ),
         energy=energy,
-        percentiles=[p for p in (50.0, 90.0, 95.0, 99.0, 99.9) if p <= options.percentile],
+        percentiles=[p for p in (50.0, 90.0, 95.0, 99.0, 99.9) if p <= percentile],
+        decoding=decoding,
     )
 
 
@@ -198,6 +215,12 @@ def _longest_energy_s(rule: EnergyRule, artifacts: int) -> float:
 
 def _runtime(device: Device, placement: Placement, artifacts: Sequence[Artifact]) -> dict[str, Any]:
     spec = device.runtime
+    if spec.kind == "torch" and any(a.manifest.decoder is not None for a in artifacts):
+        raise InputError(
+            f"decoders are measured in ONNX Runtime, and {device.id} runs PyTorch",
+            where=device.id,
+            fix="Choose a device of the runtime onnxruntime.",
+        )
     form = "torch" if spec.kind == "torch" else "onnx"
     for artifact in artifacts:
         if artifact.manifest.format != form:

@@ -44,7 +44,8 @@ async def build_plan(
     meters = await plan_meters(session, options)
     protocol = build_protocol(options, device_profile, placement, artifacts, meters.rule)
     kinds = {spec["kind"] for spec in meters.device}
-    bundle = await provide_bundle(session, bundle_files(kinds, protocol.runtime["kind"]))
+    files = bundle_files(kinds, protocol.runtime["kind"], decoders=protocol.decoding is not None)
+    bundle = await provide_bundle(session, files)
     device = await session.record(protocol.runtime)
     clock = await session.client.clock()
     known = _known_accuracy(artifacts, store, device, protocol) if options.reuse_accuracy else {}
@@ -109,10 +110,12 @@ def store_name(store: Store) -> str:
 
 
 def spool_bytes(plan: dict[str, Any]) -> int:
-    """Disk that the run may take: 40 bytes a call with room to grow, 20 a meter's reading."""
+    """Disk that the run may take: 40 bytes a call and 8 a token with room to grow, 20 a meter's
+    reading."""
     protocol = plan["protocol"]
     calls = protocol["stop"]["min_count"] * len(plan["artifacts"]) * protocol["launches"]
-    needed = 4_000_000 + 80 * int(calls)
+    tokens = int((protocol["decoding"] or {"new_tokens": 0})["new_tokens"])
+    needed = 4_000_000 + (80 + 16 * tokens) * int(calls)
     if protocol["energy"] and plan["meters"]:
         polls = sum(
             max(len(entry.get("channels", [])), 1) / max(entry.get("poll_s", 0.1), 1e-4)
@@ -146,6 +149,7 @@ def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
         "evaluation": manifest.data.evaluation,
         # Ops of our own domain, for which a device may have kernels.
         "native": manifest.quantization.storage_bits < _NATIVE_BELOW_BITS,
+        "decoder": manifest.decoder.model_dump(mode="json") if manifest.decoder else None,
         "label": f"{artifact.name} {manifest.quantization.scheme}",
         **{key: dict(details[key]) for key in _SESSION_OPTIONS if key in details},
     }

@@ -348,10 +348,15 @@ async def _store(session: Session, run_id: str, store: Store, report: Reporter) 
         result = await fetch(session, run_id, spool)
         after = await session.client.clock()
         host = host_spool(store, run_id)
-        document, samples, state, readings = await asyncio.to_thread(
-            assemble, spool, result, after, host
-        )
-    path = await asyncio.to_thread(store.write, recording_of(document), samples, state, readings)
+        parts = await asyncio.to_thread(assemble, spool, result, after, host)
+    path = await asyncio.to_thread(
+        store.write,
+        recording_of(parts.document),
+        parts.samples,
+        parts.state,
+        parts.readings,
+        parts.tokens,
+    )
     shutil.rmtree(host, ignore_errors=True)
     report({"event": "stored", "path": str(path)})
 

@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -22,6 +22,7 @@ from edgebench.recording import (
     READING_COLUMNS,
     SAMPLE_COLUMNS,
     SCHEMA,
+    TOKEN_COLUMNS,
     MeterRecord,
     Recording,
 )
@@ -33,6 +34,7 @@ DOCUMENT = "recording.json"
 SAMPLES = "samples.parquet"
 STATE = "state.jsonl"
 READINGS = "meters.parquet"
+TOKENS = "tokens.parquet"
 
 Samples: TypeAlias = "Mapping[str, npt.NDArray[Any]]"
 StateLine = Mapping[str, Any]
@@ -54,6 +56,7 @@ class Loaded:
     """A recording as read and verified: document, samples ([n] arrays by column), state, readings.
 
     ``readings``: [m] arrays by column of READING_COLUMNS; m = 0 where no meter was read.
+    ``tokens``: [t] arrays by column of TOKEN_COLUMNS; t = 0 where calls give one token or none.
     ``attached``: traces of other meters that were attached later, the newest first.
     """
 
@@ -63,6 +66,7 @@ class Loaded:
     state: tuple[StateLine, ...]
     readings: Samples
     attached: tuple[Attached, ...] = ()
+    tokens: Samples = field(default_factory=lambda: _empty(TOKEN_COLUMNS))
 
     @property
     def id(self) -> str:
@@ -77,7 +81,7 @@ def read(directory: Path) -> Loaded:
     """
     recording = read_document(directory)
     contents = {}
-    for name in sorted({SAMPLES, STATE} | ({READINGS} & recording.files.keys())):
+    for name in sorted({SAMPLES, STATE} | ({READINGS, TOKENS} & recording.files.keys())):
         data = _read_bytes(directory / name)
         entry = recording.files.get(name, {})
         if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
@@ -92,12 +96,17 @@ def read(directory: Path) -> Loaded:
         recording,
         _parse_table(contents[SAMPLES], directory / SAMPLES, SAMPLE_COLUMNS),
         _parse_state(contents[STATE], directory / STATE),
-        _parse_readings(contents.get(READINGS), directory / READINGS),
+        _parse_optional(contents.get(READINGS), directory / READINGS, READING_COLUMNS),
+        tokens=_parse_optional(contents.get(TOKENS), directory / TOKENS, TOKEN_COLUMNS),
     )
 
 
 def encode(
-    recording: Recording, samples: Any, state: Sequence[StateLine], readings: Any = None
+    recording: Recording,
+    samples: Any,
+    state: Sequence[StateLine],
+    readings: Any = None,
+    tokens: Any = None,
 ) -> dict[str, bytes]:
     """File name -> bytes of a recording, with ``files`` and ``digest`` filled in.
 
@@ -111,6 +120,8 @@ def encode(
     files = {SAMPLES: encode_table(samples, SAMPLE_COLUMNS, recording.id), STATE: lines}
     if readings is not None:
         files[READINGS] = encode_table(readings, READING_COLUMNS, recording.id)
+    if tokens is not None:
+        files[TOKENS] = encode_table(tokens, TOKEN_COLUMNS, recording.id)
     entries = {
         name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
         for name, data in files.items()
@@ -178,12 +189,14 @@ def _parse_table(data: bytes, path: Path, kinds: Mapping[str, str]) -> Samples:
         raise _broken(path, f"the samples are not readable: {error}") from error
 
 
-def _parse_readings(data: bytes | None, path: Path) -> Samples:
-    if data is None:
-        import numpy as np
+def _parse_optional(data: bytes | None, path: Path, kinds: Mapping[str, str]) -> Samples:
+    return _empty(kinds) if data is None else _parse_table(data, path, kinds)
 
-        return {name: np.zeros(0, dtype=kind) for name, kind in READING_COLUMNS.items()}
-    return _parse_table(data, path, READING_COLUMNS)
+
+def _empty(kinds: Mapping[str, str]) -> Samples:
+    import numpy as np
+
+    return {name: np.zeros(0, dtype=kind) for name, kind in kinds.items()}
 
 
 def _parse_state(data: bytes, path: Path) -> tuple[StateLine, ...]:

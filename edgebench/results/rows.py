@@ -18,6 +18,7 @@ from edgebench.artifact import Manifest
 from edgebench.errors import RecordingError
 from edgebench.recording import PHASES, ArtifactEntry, Recording, Solo
 from edgebench.results.columns import ENERGY, LATENCY, POWER, Column
+from edgebench.results.decoder_rows import figures, protocol_row, solo_row, tokens_per_call
 from edgebench.results.encoding import Loaded
 from edgebench.results.energy_rows import energy_of
 from edgebench.verdict import Verdict, judge, judge_energy
@@ -48,10 +49,11 @@ def rows(loaded: Loaded, index: int) -> tuple[Row, Row, Row, dict[str, Verdict]]
         **_artifact(recording.artifacts[index], manifests[index]),
         **_protocol(recording),
         **_figures(loaded, index),
+        **figures(loaded, index, _reference(manifests, index)),
         **_solo(recording, index),
         **_against_reference(loaded, manifests, index),
     }
-    measured = energy_of(loaded, index)
+    measured = energy_of(loaded, index, tokens_per_call(recording))
     judged = judge_energy(verdict, measured.reasons)
     powered = {**_run(recording, index, manifests[index]), **_verdict(judged)}
     return (
@@ -126,6 +128,7 @@ def _protocol(recording: Recording) -> Row:
         "scenario": protocol.scenario,
         "batch": protocol.batch,
         "seq_len": protocol.seq_len,
+        **protocol_row(protocol.decoding),
         "input_source": protocol.input_source,
     }
 
@@ -171,7 +174,7 @@ def _solo(recording: Recording, index: int) -> Row:
         "memory_peak_rss_mb": _megabytes(solo.peak_rss_bytes),
         "memory_baseline_rss_mb": _megabytes(solo.baseline_rss_bytes),
     }
-    return row | _accuracy(recording, solo)
+    return row | _accuracy(recording, solo) | solo_row(solo)
 
 
 def _accuracy(recording: Recording, solo: Solo) -> Row:

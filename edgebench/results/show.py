@@ -1,19 +1,18 @@
 """The latency table for people: at a terminal, or as plain text in a file.
 
-A figure is printed to two digits of its uncertainty: ``39.8 ± 2.7``, where ± is the larger side of
-its 99 % interval. The highest percentile that the run asked for has its upper end:
-``42.6 (<45.7)``. A figure that was withheld is ``—``.
+Which columns it has follows from the scenario (``edgebench.results.show_columns``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import floor, log10
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from edgebench.reasons import Severity
 from edgebench.results.columns import TABLES
 from edgebench.results.rows import Row
+from edgebench.results.show_columns import columns_of, plus_minus
 from edgebench.results.tables import Tables, cells
 from edgebench.verdict import Reason, Status, Verdict
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-ABSENT = "—"
 _STYLES = {Status.VALID: "green", Status.INVALID: "bold red", Status.UNDECIDED: "yellow"}
 
 
@@ -70,7 +68,7 @@ def _heading(session: Sequence[Row]) -> Text:
         *(["EMULATED"] if first["emulated"] else []),
         first["scenario"],
         f"batch {first['batch']}",
-        f"seq {first['seq_len']}",
+        *_lengths(first),
         ("1 launch" if launches == 1 else f"{launches} launches")
         + (", interleaved" if len(session) > 1 else ""),
         f"{first['runtime']} {first['runtime_version'] or '(version unknown)'}",
@@ -81,14 +79,14 @@ def _heading(session: Sequence[Row]) -> Text:
     )
 
 
-#: The slow end, the slowest first: one of them is shown.
-_TAILS = ("p99", "p95", "p90")
-
-
-def _asked(row: Row, percentile: str) -> bool:
-    """Whether there is such a figure, or should be: a verdict counts what the run asked for."""
-    there = row[f"latency_{percentile}_ms"] is not None
-    return there or f"{percentile}-samples" in row["reasons"].split(";")
+def _lengths(row: Row) -> list[str]:
+    """How long a call's input is, and of a decoder what it generates."""
+    if row["context_len"] is not None:
+        return [f"context {row['context_len']}"]
+    if row["prompt_len"] is None:
+        return [f"seq {row['seq_len']}"]
+    new = [f"{row['new_tokens']} new tokens"] if row["new_tokens"] is not None else []
+    return [f"prompt {row['prompt_len']}", *new]
 
 
 def _table(
@@ -99,90 +97,37 @@ def _table(
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="underline")
     table.add_column("artifact", overflow="fold")
-    powered = any(row["energy_per_inference_j"] is not None for row in measured)
-    tail = next((p for p in _TAILS if any(_asked(row, p) for row in session)), "p99")
-    names = [
-        "bits",
-        "MB",
-        "p50 ms",
-        f"{tail} ms",
-        *(["J/call", "peak W"] if powered else []),
-        "accuracy",
-    ]
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
+    columns = columns_of(session, measured)
+    for column in columns:
+        table.add_column(column.name, justify="right", no_wrap=True)
     table.add_column("verdict", overflow="fold")
     for row, energy in zip(session, measured, strict=True):
         verdict = verdicts[row["run_id"]]
         code = f" {verdict.decisive[0].code}" if verdict.decisive else ""
         table.add_row(
             row["artifact"],
-            f"{row['storage_bits']} / {row['compute_bits']}",
-            f"{row['artifact_size_mb']:.1f}",
-            plus_minus(row, "latency_p50_ms"),
-            _bounded(row, f"latency_{tail}_ms"),
-            *(
-                [plus_minus(energy, "energy_per_inference_j"), _plain(energy["power_peak_w"])]
-                if powered
-                else []
-            ),
-            plus_minus(row, "accuracy", scale=100, unit=" %"),
+            *(column.cell(row | energy) for column in columns),
             Text(f"{verdict.status}{code}", style=_STYLES[verdict.status]),
         )
     return table
 
 
-#: An interval so many times as wide as its figure bounds nothing: two launches that differ.
-_UNBOUNDED = 10
-
-
-def plus_minus(row: Row, name: str, *, scale: float = 1, unit: str = "") -> str:
-    """A figure of a row with the larger side of its interval, to two digits of that."""
-    value, lo, hi = (row[name + end] for end in ("", "_lo", "_hi"))
-    if value is None:
-        return ABSENT
-    if lo is None or hi is None:
-        return f"{value * scale:.4g}{unit} ± ?"
-    half = scale * max(hi - value, value - lo)
-    if half > _UNBOUNDED * scale * value > 0:
-        return f"{value * scale:.3g}{unit} ± ?"
-    # An interval wider than its figure must not round the figure away.
-    digits = _decimals(min(half, scale * value) if value > 0 else half)
-    return f"{value * scale:.{digits}f} ± {half:.{digits}f}{unit}"
-
-
-def _bounded(row: Row, name: str) -> str:
-    value, hi = row[name], row[f"{name}_hi"]
-    if value is None:
-        return ABSENT
-    if hi is None:
-        return f"{value:.4g}"
-    digits = _decimals(hi - value)
-    return f"{value:.{digits}f} (<{hi:.{digits}f})"
-
-
-def _plain(value: float | None) -> str:
-    return ABSENT if value is None else f"{value:.3g}"
-
-
-def _decimals(uncertainty: float) -> int:
-    """Decimal places that show two digits of an uncertainty (at most six places)."""
-    if uncertainty <= 0:
-        return 3
-    return min(6, max(0, 1 - floor(log10(uncertainty))))
-
-
 def _ratios(session: Sequence[Row]) -> Iterator[str]:
-    """``against fp32: int8 2.77× ± 0.02 faster``, one line a reference."""
+    """``against fp32: int8 2.77× ± 0.02 faster``, a line a reference; of generate a line for each
+    of TTFT, TPOT and the whole call."""
     by_digest = {row["artifact_digest"]: row for row in session}
     labels = _labels(session)
-    for digest in dict.fromkeys(row["reference_artifact_digest"] for row in session):
+    several = session[0]["scenario"] == "generate"
+    kinds = {"TTFT ": "ttft_", "TPOT ": "tpot_", "": ""} if several else {"": ""}
+    references = dict.fromkeys(row["reference_artifact_digest"] for row in session)
+    for digest, (word_before, kind) in product(references, kinds.items()):
         parts = []
         for row in session:
-            ratio = row["speedup_vs_reference"]
+            name = f"{kind}speedup_vs_reference"
+            ratio = row[name]
             if row["reference_artifact_digest"] == digest and ratio is not None:
-                text = plus_minus(row, "speedup_vs_reference").replace(" ±", "× ±", 1)
-                lo, hi = row["speedup_vs_reference_lo"], row["speedup_vs_reference_hi"]
+                text = plus_minus(row, name).replace(" ±", "× ±", 1)
+                lo, hi = row[f"{name}_lo"], row[f"{name}_hi"]
                 word = "alike"
                 if lo is not None and lo > 1:
                     word = "faster"
@@ -190,7 +135,7 @@ def _ratios(session: Sequence[Row]) -> Iterator[str]:
                     word = "as fast"
                 parts.append(f"{labels[row['run_id']]} {text} {word}")
         if parts:
-            yield f"against {labels[by_digest[digest]['run_id']]}: {', '.join(parts)}"
+            yield f"{word_before}against {labels[by_digest[digest]['run_id']]}: {', '.join(parts)}"
 
 
 def _labels(session: Sequence[Row]) -> dict[str, str]:

@@ -40,6 +40,7 @@ class Store:
         samples: Any,
         state: Sequence[StateLine],
         readings: Any = None,
+        tokens: Any = None,
     ) -> Path:
         """Store a recording; its ``files`` and ``digest`` are filled in here.
 
@@ -48,6 +49,7 @@ class Store:
                 pyarrow Table with these columns.
             state: device states, one JSON object each.
             readings: what meters said, by READING_COLUMNS; None where none was read.
+            tokens: times of generated tokens, by TOKEN_COLUMNS; None where none was generated.
 
         Returns:
             the new directory.
@@ -58,7 +60,8 @@ class Store:
         """
         if not is_ulid(recording.id):
             raise RecordingError("a recording's id must be a ULID", where=recording.id)
-        return publish(self.root, recording.id, encode(recording, samples, state, readings))
+        files = encode(recording, samples, state, readings, tokens)
+        return publish(self.root, recording.id, files)
 
     def list(self) -> tuple[str, ...]:
         """Ids of all recordings, oldest first.

@@ -136,6 +136,7 @@ void several_rows(const Packed& w, const Activations& a, size_t i, size_t tile, 
 #pragma GCC unroll 8
         for (size_t j = 1; j < 8; ++j) {
           pairs = _mm256_add_epi16(pairs, _mm256_maddubs_epi16(c[j], four(p + 4 * j)));
+          __asm__("" : "+x"(pairs));
         }
         dot[r] = _mm256_add_epi32(dot[r], _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
       }
@@ -153,9 +154,135 @@ void several_rows(const Packed& w, const Activations& a, size_t i, size_t tile, 
   }
 }
 
+// Many rows of activations: a stretch of a tile is decoded once, into the first-level cache, and a
+// slab of rows is multiplied by it. With the decoding gone from the inner loop, registers are free
+// for sums of a whole tile, so that each broadcast of activations serves 16 rows of weights.
+constexpr size_t kStretch = 16;  // groups: 8 KB decoded
+constexpr size_t kSlab = 64;     // rows: 4 KB each of sums and of dots
+constexpr size_t kMany = 16;     // rows from which this is faster
+
+struct alignas(64) Slab {
+  uint8_t codes[kStretch][8][64];
+  float sums[kSlab][kTileRows];
+  int32_t dots[kSlab][kTileRows];  // of a block that goes on into the next stretch
+};
+
+void decode(const uint8_t* v, uint8_t* to) {
+  const __m256i seven = _mm256_set1_epi8(7);
+  for (size_t half = 0; half < 2; ++half, v += 32, to += 32) {
+    const __m256i v0 = load(v), v1 = load(v + 64), v2 = load(v + 128);
+    const __m256i c[8] = {
+        _mm256_and_si256(v0, seven), _mm256_and_si256(_mm256_srli_epi16(v0, 3), seven),
+        _mm256_and_si256(v1, seven), _mm256_and_si256(_mm256_srli_epi16(v1, 3), seven),
+        _mm256_and_si256(v2, seven), _mm256_and_si256(_mm256_srli_epi16(v2, 3), seven),
+        code6(v0, v1),               code7(v1, v2),
+    };
+    for (size_t j = 0; j < 8; ++j) {
+      _mm256_store_si256(reinterpret_cast<__m256i*>(to + 64 * j), c[j]);
+    }
+  }
+}
+
+// dot + the sums of one or two groups; 28,448 is the most that a 16-bit sum of two reaches.
+template <size_t groups>
+inline __attribute__((always_inline)) void decoded(__m256i (&dot)[kRows][2], const uint8_t* c,
+                                                   const int8_t* q, size_t stride) {
+  __m256i pairs[kRows][2];
+#pragma GCC unroll 16
+  for (size_t j = 0; j < 8 * groups; ++j) {
+    const __m256i low = load(c + 64 * j), high = load(c + 64 * j + 32);
+#pragma GCC unroll 4
+    for (size_t r = 0; r < kRows; ++r) {
+      const __m256i x = four(q + r * stride + 4 * j);
+      const __m256i a = _mm256_maddubs_epi16(low, x), b = _mm256_maddubs_epi16(high, x);
+      pairs[r][0] = j == 0 ? a : _mm256_add_epi16(pairs[r][0], a);
+      pairs[r][1] = j == 0 ? b : _mm256_add_epi16(pairs[r][1], b);
+      // Keeps the order of the sums: as a tree they would take more registers than there are.
+      __asm__("" : "+x"(pairs[r][0]), "+x"(pairs[r][1]));
+    }
+  }
+  const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 4
+  for (size_t r = 0; r < kRows; ++r) {
+    dot[r][0] = _mm256_add_epi32(dot[r][0], _mm256_madd_epi16(pairs[r][0], ones));
+    dot[r][1] = _mm256_add_epi32(dot[r][1], _mm256_madd_epi16(pairs[r][1], ones));
+  }
+}
+
+// kRows rows from i of the activations, at `row` of the slab, times the groups first <= g < last.
+void stretch(const Packed& w, const Activations& a, size_t i, size_t row, size_t tile, size_t first,
+             size_t last, Slab& slab) {
+  const size_t columns = w.groups * kGroup;
+  const int8_t* q = a.values + i * columns + first * kGroup;
+  const uint8_t* c = slab.codes[0][0];
+  // Counted on, not divided anew: a division takes as long as a group.
+  size_t b = first / w.groups_per_block, begin = b * w.groups_per_block;
+  for (size_t g = first; g < last; ++b, begin += w.groups_per_block) {
+    size_t end = begin + w.groups_per_block;
+    const bool goes_on = end > last && last < w.groups;
+    if (end > last) end = last;
+    __m256i dot[kRows][2];
+    if (g == begin) {
+      for (size_t r = 0; r < kRows; ++r) {
+        dot[r][0] = dot[r][1] = _mm256_set1_epi32(a.bias[(i + r) * w.blocks + b]);
+      }
+    } else {
+      for (size_t r = 0; r < kRows; ++r) {
+        dot[r][0] = load(slab.dots[row + r]);
+        dot[r][1] = load(slab.dots[row + r] + 8);
+      }
+    }
+    for (; g + 2 <= end; g += 2, c += 1024, q += 2 * kGroup) decoded<2>(dot, c, q, columns);
+    for (; g < end; ++g, c += 512, q += kGroup) decoded<1>(dot, c, q, columns);
+    if (goes_on) {
+      for (size_t r = 0; r < kRows; ++r) {
+        int32_t* to = slab.dots[row + r];
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to), dot[r][0]);
+        _mm256_store_si256(reinterpret_cast<__m256i*>(to + 8), dot[r][1]);
+      }
+      return;
+    }
+    const uint16_t* sw = w.scales + (tile * w.blocks + b) * kTileRows;
+    const __m256 low = scales(sw), high = scales(sw + 8);
+    for (size_t r = 0; r < kRows; ++r) {
+      const float sa = a.scales[(i + r) * w.blocks + b];
+      float* sum = slab.sums[row + r];
+      _mm256_store_ps(sum, add_block(_mm256_load_ps(sum), dot[r][0], low, sa));
+      _mm256_store_ps(sum + 8, add_block(_mm256_load_ps(sum + 8), dot[r][1], high, sa));
+    }
+  }
+}
+
+// `count` rows of activations from i, a multiple of kRows and at most kSlab, and a tile.
+void slab_of_rows(const Packed& w, const Activations& a, size_t i, size_t count, size_t tile,
+                  Slab& slab, float* y) {
+  __builtin_memset(slab.sums, 0, count * sizeof slab.sums[0]);
+  for (size_t g = 0; g < w.groups; g += kStretch) {
+    const size_t last = g + kStretch < w.groups ? g + kStretch : w.groups;
+    for (size_t at = g; at < last; ++at) {
+      decode(w.codes + (tile * w.groups + at) * kGroupBytes, slab.codes[at - g][0]);
+    }
+    for (size_t row = 0; row < count; row += kRows) {
+      stretch(w, a, i + row, row, tile, g, last, slab);
+    }
+  }
+  for (size_t row = 0; row < count; ++row) {
+    for (size_t half = 0; half < 2 && tile * kTileRows + 8 * half < w.n; ++half) {
+      store(w, tile * kTileRows + 8 * half, _mm256_load_ps(slab.sums[row] + 8 * half),
+            y + (i + row) * w.n);
+    }
+  }
+}
+
 void matmul(const Packed& w, const Activations& a, size_t first, size_t last, float* y) {
+  Slab slab;
   for (size_t tile = first; tile < last; ++tile) {
     size_t i = 0;
+    while (i + kMany <= a.m) {
+      const size_t count = a.m - i < kSlab ? (a.m - i) / kRows * kRows : kSlab;
+      slab_of_rows(w, a, i, count, tile, slab, y);
+      i += count;
+    }
     for (; i + kRows <= a.m; i += kRows) {
       several_rows(w, a, i, tile, 0, y);
       if (tile * kTileRows + 8 < w.n) several_rows(w, a, i, tile, 1, y);

@@ -71,7 +71,28 @@ OrtStatus* guarded(const OrtApi* api, Body body) {
   }
 }
 
-std::string text(const std::vector<int64_t>& dims) {
+// Memory for a vector without std::allocator, whose check of lengths is a symbol of GCC 11's
+// libstdc++: older systems lack it.
+template <class T>
+struct Plain {
+  using value_type = T;
+  Plain() = default;
+  template <class U>
+  Plain(const Plain<U>&) {}
+  T* allocate(size_t count) {
+    if (count > SIZE_MAX / sizeof(T)) throw std::bad_alloc();
+    void* data = std::malloc(count * sizeof(T));
+    if (data == nullptr) throw std::bad_alloc();
+    return static_cast<T*>(data);
+  }
+  void deallocate(T* data, size_t) { std::free(data); }
+  friend bool operator==(const Plain&, const Plain&) { return true; }
+  friend bool operator!=(const Plain&, const Plain&) { return false; }
+};
+
+using Dims = std::vector<int64_t, Plain<int64_t>>;
+
+std::string text(const Dims& dims) {
   std::string s = "[";
   for (size_t i = 0; i < dims.size(); ++i) s += (i ? ", " : "") + std::to_string(dims[i]);
   return s + "]";
@@ -79,7 +100,7 @@ std::string text(const std::vector<int64_t>& dims) {
 
 struct Tensor {
   const void* data;
-  std::vector<int64_t> dims;
+  Dims dims;
   int type;
 
   size_t count() const {
@@ -123,7 +144,7 @@ struct Shape {
   int64_t blocks() const { return k / block + (k % block != 0); }
 
   void expect(const char* what, const Tensor& t, int type, int64_t columns) const {
-    if (t.type != type || t.dims != std::vector<int64_t>{n, columns}) {
+    if (t.type != type || t.dims != Dims{n, columns}) {
       refuse(std::string("edgebench::") + op + ": " + what + " has the shape " + text(t.dims) +
              " or a type that does not fit; with N = " + std::to_string(n) +
              ", K = " + std::to_string(k) + " and block_size = " + std::to_string(block) +
@@ -277,7 +298,7 @@ class MatMulKernel {
       refuse(std::string("edgebench::MatMul3Bit: X has the shape ") + text(x.dims) +
              ", its last dimension must be K = " + std::to_string(shape_.k));
     }
-    std::vector<int64_t> dims = x.dims;
+    Dims dims = x.dims;
     dims.back() = shape_.n;
     OrtValue* value = nullptr;
     call<ort::KernelContextGetOutput>(api_, context, size_t{0},
@@ -357,7 +378,7 @@ class Rows {
   // Y of the indices' shape and K, with decode(row, y) for every index.
   template <class Decode>
   void write(const OrtApi* api, OrtKernelContext* context, int64_t k, Decode decode) const {
-    std::vector<int64_t> dims = indices_.dims;
+    Dims dims = indices_.dims;
     dims.push_back(k);
     OrtValue* value = nullptr;
     call<ort::KernelContextGetOutput>(api, context, size_t{0},

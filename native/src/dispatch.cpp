@@ -18,6 +18,7 @@ const Kernel kCompiled[] = {
     kAvx2,
 #endif
 #ifdef EDGEBENCH_HAVE_NEON
+    kNeonI8mm,
     kNeonDot,
     kNeon,
 #endif

@@ -13,6 +13,7 @@ extern const Kernel kAvxVnni;
 extern const Kernel kAvx512Vnni;
 extern const Kernel kNeon;
 extern const Kernel kNeonDot;
+extern const Kernel kNeonI8mm;
 
 }  // namespace edgebench
 

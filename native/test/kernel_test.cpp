@@ -229,7 +229,10 @@ int main(int argc, char** argv) {
   // The ends: one of everything, M = 512, and shapes around a tile, a group and a row of registers.
   const Case edges[] = {{1, 1, 1, 32},    {512, 3, 31, 32},  {1, 16, 32, 32},   {4, 17, 33, 32},
                         {5, 15, 64, 128}, {3, 8, 4097, 128}, {2, 9, 256, 256},  {7, 24, 257, 64},
-                        {1, 4, 160, 64},  {6, 12, 95, 1024}, {511, 20, 40, 32}, {1, 300, 768, 32}};
+                        {1, 4, 160, 64},  {6, 12, 95, 1024}, {511, 20, 40, 32}, {1, 300, 768, 32},
+                        // Many rows go through stretches of columns, and through slabs of rows.
+                        {16, 20, 513, 32}, {67, 17, 1100, 96}, {70, 9, 2050, 1024},
+                        {130, 33, 1025, 64}};
   for (const Case& c : edges) {
     check(c, random_matrix(c, random), activations(c, random, 1), true);
   }
@@ -237,7 +240,7 @@ int main(int argc, char** argv) {
   for (const int high : {0, 255}) {
     for (const int low : {0, 255}) {
       for (const float sign : {1.0f, -1.0f}) {
-        const Case c{5, 33, 1030, 256};
+        const Case c{sign > 0 ? size_t{5} : size_t{21}, 33, 1030, 256};
         Matrix w = random_matrix(c, random);
         for (auto& byte : w.low) byte = static_cast<uint8_t>(low);
         for (auto& byte : w.high) byte = static_cast<uint8_t>(high);

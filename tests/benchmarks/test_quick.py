@@ -18,8 +18,8 @@ from tests.fixtures_export import (
 from tests.native import building
 
 ROOT = BENCHMARKS.parent
-MINILM = ("harness", "process", "repeatability", "dispatch")
-EVERY = (*MINILM, "startup", "fleet", "energy_coverage", "kernel3", "quant_quality")
+MINILM = ("harness", "process", "repeatability", "dispatch", "gate_real")
+EVERY = (*MINILM, "startup", "fleet", "energy_coverage", "kernel3", "quant_quality", "gate")
 PEERS = list(Path.home().glob(".cache/edgebench-benchmarks/optimum-benchmark-*/bin/python"))
 
 

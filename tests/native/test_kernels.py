@@ -55,6 +55,7 @@ def test_the_vnni_kernels_compute_the_same_with_every_instruction_emulated():
     [
         ("cortex-a72", {"neon", "scalar"}),
         ("cortex-a76", {"neon", "neon-dotprod", "scalar"}),
+        ("max", {"neon", "neon-dotprod", "neon-i8mm", "scalar"}),
     ],
 )
 def test_every_kernel_of_an_emulated_arm_processor_equals_the_scalar_one(processor, expected):

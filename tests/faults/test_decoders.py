@@ -1,0 +1,40 @@
+"""A decoder over SSH: its driver travels, and a cut while it generates loses no token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from edgebench.measure import resume, run
+from tests.faults.far import Far, once
+from tests.measure.bench import QUICK
+from tests.tiny_decoder import decoder_artifact
+
+NEW = 6
+
+
+def test_a_cut_while_it_generates_loses_no_token(far: Far) -> None:
+    artifact = decoder_artifact(far.path / "artifacts")
+    options = replace(QUICK, launches=2, min_duration_s=0.8, new_tokens=NEW)
+    report = once("progress", far.cut)
+    recording = run(far.device(), [artifact], far.store, options, report=report)
+    assert recording.status == "done"
+    assert [launch.outcome for launch in recording.launches] == ["ok", "ok"]
+    assert "reconnecting" in {found["event"] for found in report.events}
+    far.is_whole(recording.id)
+    loaded = far.store.load(recording.id)
+    calls = loaded.samples["duration_ns"].size
+    assert loaded.tokens["call"].tolist() == np.repeat(np.arange(calls), NEW).tolist()
+    spooled = [np.load(far.copies[-1] / f"tokens-{launch:03d}.npy") for launch in (0, 1)]
+    assert loaded.tokens["duration_ns"].tolist() == np.vstack(spooled).reshape(-1).tolist()
+    assert recording.solo[0].greedy.tokens == recording.solo[0].greedy.expected
+    bundle = next((far.root / "bundles").glob("*"))
+    assert {path.name for path in (bundle / "edgebench" / "runtimes").glob("*.py")} == {
+        "__init__.py",
+        "decoder_driver.py",
+        "decoder_graph.py",
+        "decoder_runtime.py",
+    }
+    assert resume(far.device(), far.store) == []
+    far.settled()
