@@ -140,14 +140,18 @@ def attach(adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any, 
             where=str(adapter.path),
             fix=_FIX,
         ) from error
-    # Random projections that are not saved are drawn again from the seed in the configuration.
-    drawn = () if getattr(config, "save_projection", True) else (f".{prefix}A", f".{prefix}B")
+    # Random projections belong to all modules: saved once, or drawn again from the seed. peft calls
+    # each module's view of them missing.
+    saved = getattr(config, "save_projection", None)
+    projections = () if saved is None else (f".{prefix}A", f".{prefix}B")
     lost = [
         name
         for name in result.missing_keys
-        if (f".{prefix}" in name and not any(part in name for part in drawn))
+        if (f".{prefix}" in name and not any(part in name for part in projections))
         or "modules_to_save" in name
     ]
+    if saved:
+        lost += [part[1:] for part in projections if not any(n.endswith(part) for n in tensors)]
     lost += list(result.unexpected_keys)
     if lost:
         raise CheckpointError(

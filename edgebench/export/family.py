@@ -146,20 +146,27 @@ class FamilyExporter(Exporter):
             for name, tensor in adapter.shapes.items()
             if not name.startswith(HEAD)
         }
-        for name in wanted:
-            if name not in have:
-                raise CheckpointError(
-                    f"the adapter lacks the tensor {name}, which its configuration asks for",
-                    where=str(adapter.path),
-                    fix="Copy the whole checkpoint again.",
-                )
-        for name in have:
-            if name not in wanted:
-                raise CheckpointError(
-                    f"the adapter holds a tensor {name} that its configuration does not ask for",
-                    where=str(adapter.path),
-                    fix="Copy the whole checkpoint again.",
-                )
+        lacking = [name for name in wanted if name not in have]
+        spare = [name for name in have if name not in wanted]
+        if lacking and spare:
+            raise CheckpointError(
+                f"the adapter holds {spare[0]} where this base needs {lacking[0]}: it is for "
+                "another model, or its configuration is not its own",
+                where=f'adapter_config.json: base_model "{adapter.base_name}"',
+                fix=_BASE_FIX,
+            )
+        for name in lacking:
+            raise CheckpointError(
+                f"the adapter lacks the tensor {name}, which its configuration asks for",
+                where=str(adapter.path),
+                fix="Copy the whole checkpoint again.",
+            )
+        for name in spare:
+            raise CheckpointError(
+                f"the adapter holds a tensor {name} that its configuration does not ask for",
+                where=str(adapter.path),
+                fix="Copy the whole checkpoint again.",
+            )
         for name, shape in wanted.items():
             if have[name] != shape:
                 raise CheckpointError(

@@ -177,7 +177,7 @@ def test_a_peft_method_is_attached_and_folded_by_peft(method, base, tmp_path):
         unmerged = attached(input_ids=ids).logits
         merged = exporter.lower(attached, "merged").eval()(input_ids=ids).logits
     torch.testing.assert_close(merged, unmerged, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(unmerged, plain, atol=1e-2)
+    assert not torch.allclose(unmerged, plain, atol=1e-3)
 
 
 def test_ia3_keeps_its_vectors_as_a_branch(base, room, tmp_path):
@@ -225,7 +225,8 @@ def test_an_adapter_for_another_width_is_refused(family, checkpoint, room):
     wide = room / "wide"
     if not wide.exists():
         tiny.write_bert(wide, hidden=48, layers=3)
-    assert "on this base it must be" in refused(read_adapter(checkpoint(family)), wide)
+    said = refused(read_adapter(checkpoint(family)), wide)
+    assert "on this base it must be" in said or "it is for another model" in said
 
 
 def test_an_architecture_without_roles_is_refused(checkpoint, base):
