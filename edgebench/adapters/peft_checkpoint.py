@@ -36,19 +36,13 @@ BOTH = {
     "LN_TUNING": "ln_tuning_",
     "LOHA": "hada_",
     "LOKR": "lokr_",
-    "MISS": "miss_",
     "OFT": "oft_",
     "OSF": "osf_",
     "PEANUT": "peanut_",
     "PVERA": "pvera_",
     "RANDLORA": "randlora_",
-    "ROAD": "road_",
-    "SHIRA": "shira_",
     "TINYLORA": "tinylora_",
-    "UNILORA": "unilora_",
-    "VBLORA": "vblora_",
     "VERA": "vera_",
-    "WAVEFT": "waveft_",
 }
 """Methods that export both folded and as a branch."""
 
