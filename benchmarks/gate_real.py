@@ -10,8 +10,8 @@
   run of its own, and printed with its interval.
 
 200 checks against itself take about an hour on a quiet machine: ``EDGEBENCH_GATE_CHECKS`` sets how
-many (default 20, and a quarter as many of each slowed copy). ``EDGEBENCH_GATE_FOREIGN_LOAD`` is
-given to ``--max-foreign-load``.
+many (default 20, and a quarter as many of each slowed copy). ``EDGEBENCH_GATE_FOREIGN_LOAD`` and
+``EDGEBENCH_GATE_CANARY_SHIFT`` are given to ``--max-foreign-load`` and ``--max-canary-shift``.
 """
 
 from __future__ import annotations
@@ -113,6 +113,7 @@ def check(place: Bench, baseline: Path, candidate: Path, *, quick: bool) -> dict
         *("--baseline", str(baseline), "--candidate", str(candidate)),
         *("--max-regression", f"{100 * LIMIT:g}%", "--time-limit", "20" if quick else "180"),
         *("--max-foreign-load", os.environ.get("EDGEBENCH_GATE_FOREIGN_LOAD", "5%")),
+        *("--max-canary-shift", os.environ.get("EDGEBENCH_GATE_CANARY_SHIFT", "20%")),
         *(("--block-time", "0.2") if quick else ()),
     ]
     done = subprocess.run(

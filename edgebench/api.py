@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from edgebench.results.store import Store
     from edgebench.results.tables import Tables
     from edgebench.results.trace_csv import Role, TraceOptions
+    from edgebench.surrogate.document import CalibrationDocument
+    from edgebench.surrogate.fitting import Fit, FitOptions
     from edgebench.transport.known_hosts import HostKey
 
 
@@ -473,3 +475,96 @@ def _family(artifact: Artifact) -> tuple[object, ...]:
     manifest = artifact.manifest
     adapter = manifest.adapter.digest if manifest.adapter else None
     return (adapter, manifest.base.digest, manifest.lowering, manifest.statistics.seq_len)
+
+
+def fit_surrogate(
+    tables: Sequence[str | Path],
+    out: str | Path = "surrogate",
+    *,
+    features: Sequence[str] | None = None,
+    targets: Mapping[str, str] | None = None,
+    options: FitOptions | None = None,
+    report: Callable[[str, float], None] | None = None,
+) -> Fit:
+    """Fit a hardware surrogate to measured tables, and write it.
+
+    Args:
+        tables: CSV, Parquet, JSON with samples, or results directories.
+        features: input columns; the statistics vector s by default.
+        targets: head (``energy_j``, ``latency_ms``, ``power_w``) -> column.
+
+    Raises:
+        InputError: a table can't be read or used. StorageError: it can't be written.
+    """
+    from edgebench.surrogate.columns import STATISTICS
+    from edgebench.surrogate.workflow import fit_surrogate as work
+
+    paths = [Path(table) for table in tables]
+    return work(
+        paths,
+        Path(out),
+        features=tuple(features or STATISTICS),
+        targets=targets,
+        options=options,
+        report=report,
+    ).fit
+
+
+def calibrate_surrogate(
+    samples: Sequence[str | Path],
+    surrogate: str | Path = "surrogate",
+    out: str | Path | None = None,
+    *,
+    device: str | None = None,
+    targets: Mapping[str, str] | None = None,
+) -> tuple[Path, CalibrationDocument]:
+    """Fit a calibration to a device's samples, and write it; see `edgebench.surrogate.workflow`."""
+    from edgebench.surrogate.workflow import calibrate_surrogate as work
+
+    return work(
+        Path(surrogate),
+        [Path(sample) for sample in samples],
+        Path(out) if out is not None else None,
+        device=device,
+        targets=targets,
+    )
+
+
+def predict_with_surrogate(
+    device: str,
+    rows: Sequence[Mapping[str, float]],
+    surrogate: str | Path = "surrogate",
+    *,
+    calibration: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Predict rows of features on a device, with 90 % intervals where they are known."""
+    from edgebench.surrogate.workflow import predict_rows
+
+    return predict_rows(
+        Path(surrogate),
+        device,
+        rows,
+        calibration=Path(calibration) if calibration is not None else None,
+    )
+
+
+def evaluate_surrogate(
+    tables: Sequence[str | Path],
+    surrogate: str | Path = "surrogate",
+    *,
+    sizes: Sequence[int] = (5, 10),
+    draws: int = 30,
+    seed: int = 0,
+    targets: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """How well a surrogate predicts devices, each calibrated with a few of its own rows."""
+    from edgebench.surrogate.workflow import evaluate_surrogate as work
+
+    return work(
+        Path(surrogate),
+        [Path(table) for table in tables],
+        sizes=sizes,
+        draws=draws,
+        seed=seed,
+        targets=targets,
+    )

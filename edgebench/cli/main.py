@@ -24,6 +24,7 @@ from edgebench.cli import (
     resume,
     run,
     setup,
+    surrogate,
     table,
 )
 from edgebench.cli.output import Answer, error_document, say_error, say_json
@@ -84,6 +85,7 @@ for module in (
     check,
     energy,
     plot,
+    surrogate,
     devices,
     meters,
     doctor,

@@ -267,9 +267,8 @@ class _Gate:
 
     def findings(self, benchmark: Benchmark) -> list[Finding]:
         found = [
-            finding_of(benchmark, metric, benchmark.evidence[metric.name])
+            finding_of(benchmark, metric, benchmark.evidence.get(metric.name))
             for metric in self.timed
-            if metric.name in benchmark.evidence
         ]
         counted = [metric for metric in self.metrics if metric.kind == "counted"]
         return found + counted_findings(

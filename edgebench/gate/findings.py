@@ -21,8 +21,18 @@ if TYPE_CHECKING:
     from edgebench.gate.check import Benchmark
 
 
-def finding_of(benchmark: Benchmark, metric: Metric, evidence: Evidence) -> Finding:
-    """A timed metric."""
+def finding_of(benchmark: Benchmark, metric: Metric, evidence: Evidence | None) -> Finding:
+    """A timed metric; without evidence where no block could be used."""
+    if evidence is None:
+        return Finding(
+            benchmark=benchmark.pair.name,
+            metric=metric.name,
+            label=metric.label,
+            decision=Decision.UNDECIDED,
+            left_out=len(benchmark.sorted.left_out),
+            seconds=benchmark.seconds,
+            note="no block could be used",
+        )
     known = [block.seconds for block in benchmark.blocks]
     block_s = float(np.mean(known))
     used = [b for b in benchmark.sorted.used if metric.name in b.ratios]

@@ -71,10 +71,16 @@ def test_0_pass_and_1_regression_with_reports_for_every_reader(bench: Bench, mod
 def test_2_undecided_says_how_much_more_it_needs(bench: Bench, models):
     old, same, _ = models
     done = check(
-        *(bench, "--baseline", old, "--candidate", same, "--max-blocks", "3", *ANY_LOAD, "--json")
+        *(bench, "--baseline", old, "--candidate", same, "--max-blocks", "2", *ANY_LOAD, "--json"),
+        *("--metric", "p50", "--metric", "memory"),
     )
     assert done.returncode == 2, done.stderr
-    (finding,) = json.loads(done.stdout)["findings"]
+    document = json.loads(done.stdout)
+    finding, memory = document["findings"]
+    # Each pair of fresh workers is a session of its own.
+    assert len(document["recordings"]) == 2
+    assert memory["blocks"] == 2
+    assert 0.8 < memory["value"] < 1.25
     assert finding["decision"] == "undecided"
     assert (finding["more_blocks"] or 0) > 0 or "between half the limit" in finding["note"]
     assert finding["hi"] is None  # too few blocks bound nothing

@@ -14,6 +14,8 @@ from edgebench.gate.environment import Limits, broken, sort_blocks
 from edgebench.gate.metrics import METRICS, chosen
 from edgebench.recording import READING_COLUMNS
 from edgebench.results.encoding import Loaded
+from edgebench.results.store import Store
+from tests.results.energy_recordings import BOARD, World
 from tests.results.make import make_launch, make_recording, make_samples, make_state
 
 NOTHING = {name: np.zeros(0, dtype=kind) for name, kind in READING_COLUMNS.items()}
@@ -120,3 +122,21 @@ def test_every_metric_says_what_it_needs():
     assert METRICS["p99"].calls == 662
     assert METRICS["p50"].calls == 11
     assert METRICS["size"].kind == "counted"
+
+
+def test_energy_has_a_ratio_a_launch_and_it_is_the_truth(tmp_path: Path):
+    world = World(power_w=(6.0, 6.6), call_s=(0.02, 0.02))
+    store = Store(tmp_path)
+    store.write(*world.recording(BOARD))
+    (name,) = store.list()
+    blocks = blocks_of(store.load(name), chosen(["energy"]), canary=None)
+    assert len(blocks) == world.launches
+    truth = np.log(world.energy_j(1) / world.energy_j(0))
+    assert [block.ratios["energy"] for block in blocks] == pytest.approx(
+        [truth] * world.launches, abs=0.02
+    )
+
+
+def test_energy_without_a_meter_says_why():
+    (block, *_) = blocks_of(session(), chosen(["energy"]))
+    assert block.missing["energy"] == "no power source on this device"
