@@ -67,6 +67,10 @@ def test_a_branch_is_exported_and_agrees_with_pytorch(family, checkpoint, base, 
     assert manifest.adapter is not None
     assert manifest.adapter.kind == family
     assert manifest.labels == tiny.LABELS
+    assert manifest.extra_flops > 0
+    if family == "sat_lora":  # a site: 2 r (d_in + d_out) and the addition, a token
+        sizes = [(32, 32)] * 4 + [(32, 64), (64, 32)]
+        assert manifest.extra_flops == 2 * 16 * sum(2 * 4 * (i + o) + o for i, o in sizes)
     ranks = {"sat_lora": 2 * 6 * 4, "lilac": 2 * 6 * 2, "dictionary": 2 * 2 * 5}
     if family in ranks:
         assert manifest.statistics.kept_ranks == ranks[family]
@@ -93,7 +97,7 @@ def test_himalayas_update_is_an_op_of_our_own_whose_body_travels_along(checkpoin
     for artifact in (fp32, int3):
         model = onnx.load(artifact.path / "model.onnx")
         nodes = [node for node in model.graph.node if node.op_type == "DictionaryUpdate"]
-        assert len(nodes) == 2 * 2
+        assert len(nodes) == 2  # q and v of a layer read one value, so they share one update
         planes = {t.name: t for t in model.graph.initializer}
         low, high = (planes[nodes[0].input[i]] for i in (3, 4))
         assert 8 * (low.dims[1] + high.dims[1]) == 3 * tiny.HIDDEN
