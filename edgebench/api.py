@@ -22,6 +22,8 @@ from edgebench.errors import ArtifactError
 from edgebench.workspace import Workspace, ensure_dir
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
     from edgebench.evaluate import Evaluation
@@ -41,6 +43,9 @@ if TYPE_CHECKING:
     from edgebench.results.store import Store
     from edgebench.results.tables import Tables
     from edgebench.results.trace_csv import Role, TraceOptions
+    from edgebench.sampling.estimate import Estimate
+    from edgebench.sampling.request import SampleRequest
+    from edgebench.sampling.subject import Subject
     from edgebench.surrogate.document import CalibrationDocument
     from edgebench.surrogate.fitting import Fit, FitOptions
     from edgebench.transport.known_hosts import HostKey
@@ -173,6 +178,109 @@ def list_exporters(*, workspace_code: bool = True) -> list[Family]:
     from edgebench.export.listing import listing
 
     return listing(Workspace.find().exporter_dirs(workspace_code))
+
+
+def sample(
+    request: SampleRequest,
+    *,
+    results: str | Path | None = None,
+    workspace_code: bool = True,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> Path:
+    """Calibration sampling: draw gating configurations, export and measure each.
+
+    Args:
+        request: ``edgebench.sampling.request.SampleRequest``.
+        results: the results directory; the workspace's by default.
+
+    Returns:
+        the document that was written, with a flat table (.csv, .parquet) beside it.
+
+    Raises:
+        EdgebenchError: the first that an export or a run has. Finished samples are kept, and the
+            same request goes on from there.
+    """
+    from edgebench.sampling.sample import sample as sample_all
+
+    subject, measure, _ = _sampling(request, results, workspace_code)
+    return sample_all(request, subject, measure, progress or (lambda _step, _done: None))
+
+
+def estimate_sampling(
+    request: SampleRequest,
+    *,
+    results: str | Path | None = None,
+    workspace_code: bool = True,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> Estimate:
+    """How long ``sample`` will take, from one configuration exported and run on the device."""
+    import time
+
+    from edgebench.sampling.design import everything
+    from edgebench.sampling.estimate import estimate
+    from edgebench.sampling.sample import design, export
+
+    report = progress or (lambda _step, _done: None)
+    subject, measure, options = _sampling(request, results, workspace_code)
+    configurations = design(request, subject)
+    report("exporting the largest configuration", None)
+    begin = time.monotonic()
+    artifact = export(everything(subject.space), subject)
+    exported = time.monotonic()
+    report("measuring it", None)
+    row = measure(artifact)["latency"]
+    return estimate(
+        subject.space,
+        configurations,
+        export_s=exported - begin,
+        run_s=time.monotonic() - exported,
+        call_s=row["latency_p50_ms"] / 1e3,
+        calls=row["n"],
+        max_run_s=options.launches * options.max_duration_s,
+    )
+
+
+def _sampling(
+    request: SampleRequest, results: str | Path | None, workspace_code: bool
+) -> tuple[Subject, Callable[[Artifact], dict[str, Any]], RunOptions]:
+    from edgebench.device import load
+    from edgebench.measure import RunOptions
+    from edgebench.results.tables import build
+    from edgebench.sampling.subject import read_subject
+
+    workspace = Workspace.find()
+    profile = load(request.device, workspace)
+    profile.require_usable()
+    subject = read_subject(
+        request,
+        profile,
+        exporter_dirs=workspace.exporter_dirs(workspace_code),
+        artifacts=artifacts_dir(results),
+        calibration=workspace.root / "calibration",
+    )
+    options = RunOptions(
+        launches=request.launches,
+        percentile=50.0,
+        max_duration_s=request.max_duration_s,
+        threads=request.threads,
+        accuracy=None,
+        seed=request.seed,
+    )
+
+    def measure(artifact: Artifact) -> dict[str, Any]:
+        recording = run([artifact], device=request.device, options=options, results=results)
+        # An emulated device's rows are marked so, and whoever reads the samples leaves them out.
+        tables = build([store(results).load(recording.id)], include_emulated=True)
+        frames = {"latency": tables.latency, "energy": tables.energy, "power": tables.power}
+        return {name: _row(frame) for name, frame in frames.items()}
+
+    return subject, measure, options
+
+
+def _row(frame: pd.DataFrame) -> dict[str, Any]:
+    """The one row of a table, with None where a cell is empty and Python's own numbers."""
+    found = frame.astype(object).where(frame.notna(), None).iloc[0].to_dict()
+    return {k: v.item() if hasattr(v, "item") else v for k, v in found.items()}
 
 
 def list_devices() -> list[DeviceSummary]:

@@ -8,14 +8,16 @@ is counted is what stands in it.
 - **kept_heads**: heads of all those blocks together, the second axis of the scores
   [batch, heads, queries, keys].
 - **kept_ranks**: inner widths, summed, of all low-rank branches: two constant matrices in a row,
-  [k, r] then [r, n] with r < min(k, n), with no bias and nothing but scaling between. A merged
-  adapter has none left, so it counts 0. A branch that is used twice (DeBERTa's query projection,
-  on tokens and on positions) counts once here, and with each use in its FLOPs.
+  [k, r] then [r, n] with r < min(k, n), with no bias and nothing but scaling between (a gate for
+  each token is that too). A merged adapter has none left, so it counts 0. A branch that is used
+  twice (DeBERTa's query projection, on tokens and on positions) counts once here, and with each use
+  in its FLOPs.
 - **param_bits**: stored bits of all parameters: every initialiser and constant but those of 64-bit
   integers, booleans and strings, which hold shapes and indices.
 
 The adapter's FLOPs are those of the nodes that ``graph.tidy`` marked as its own; where none is
-marked (PEFT's modules), those of the low-rank branches. FLOPs count a multiplication and an addition as two.
+marked (PEFT's modules), those of the low-rank branches. FLOPs count a multiplication and an
+addition as two.
 """
 
 from __future__ import annotations
@@ -194,11 +196,16 @@ class _Graph:
         """Follow a value through operators that only scale it, noting their cost."""
         while len(self.consumers[value]) == 1 and self.consumers[value][0].op_type in _SCALING:
             (node,) = self.consumers[value]
-            if not all(v == value or v in self.constants for v in node.input):
+            others = [v for v in node.input if v != value and v not in self.constants]
+            if not all(node.op_type == "Mul" and self._is_gate(v) for v in others):
                 break
             value = node.output[0]
             steps.append((value, 1 if node.op_type in {"Mul", "Div"} else 0))
         return value
+
+    def _is_gate(self, value: str) -> bool:
+        """Whether a value is a gate for each token and rank, in (0, 1)."""
+        return value in self.producer and self.producer[value].op_type == "Sigmoid"
 
     def _from_activations(self, value: str) -> bool:
         """Whether a value is, but for scaling and masking, a product of two activations."""

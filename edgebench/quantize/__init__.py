@@ -76,7 +76,8 @@ def quantize(
 ) -> Quantization:
     """Write ``source`` to ``target`` with its weights stored as ``scheme`` says.
 
-    The same source gives the same bytes. Nothing is left at ``target`` when it fails.
+    The same source gives the same bytes on the same kind of processor, whatever the number of its
+    threads. Nothing is left at ``target`` when it fails.
 
     Args:
         source: a readable fp32 ONNX file, with its external data beside it if it has any.
@@ -106,7 +107,11 @@ def quantize(
     options: dict[str, Any] = {"calibration": calibration} if scheme in CALIBRATED else {}
     if scheme == "mixed":
         options["budget"] = mixed_bits
-    return implementation.convert(source, target, progress or _silent, **options)
+    import threadpoolctl
+
+    # NumPy's sums depend on how many threads share them, and a last bit decides a rounding.
+    with threadpoolctl.threadpool_limits(limits=1, user_api="blas"):
+        return implementation.convert(source, target, progress or _silent, **options)
 
 
 def _silent(_what: str, _fraction: float | None) -> None:

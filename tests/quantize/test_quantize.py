@@ -80,6 +80,33 @@ def test_the_same_input_gives_the_same_bytes_in_every_process(source, tmp_path, 
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize("scheme", ["int3", "mixed"])
+def test_the_number_of_threads_of_numpys_sums_does_not_change_a_byte(tmp_path, scheme):
+    """Wide enough, and with tokens enough, that OpenBLAS shares every product among its threads."""
+    source = tmp_path / "wide.onnx"
+    rng = np.random.default_rng(0)
+    onnx.save(models.linear(rng.normal(size=(512, 512)).astype(np.float32)), source)
+    # Inputs that depend on each other, as activations do: feedback reaches far.
+    x = rng.normal(size=(2, 600, 60)) @ rng.normal(size=(60, 512))
+    x += 0.1 * rng.normal(size=x.shape)
+    np.save(tmp_path / "x.npy", x.astype(np.float32))
+    code = (
+        "import sys, pathlib, numpy, edgebench.quantize as q; p = pathlib.Path(sys.argv[1]);"
+        "q.quantize(p / 'wide.onnx', p / sys.argv[2], sys.argv[3],"
+        " calibration=[{'X': numpy.load(p / 'x.npy')}], mixed_bits=4)"
+    )
+    digests = set()
+    for threads in ("1", "2"):
+        subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path), threads, scheme],
+            check=True,
+            cwd=ROOT,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": threads},
+        )
+        digests.add(hashlib.sha256((tmp_path / threads).read_bytes()).hexdigest())
+    assert len(digests) == 1
+
+
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_broken_weight_is_refused_by_name_and_nothing_is_written(tmp_path, scheme, value):
