@@ -29,12 +29,15 @@ if TYPE_CHECKING:
     from edgebench.evaluate import Evaluation
     from edgebench.evaluate.directions import Direction
     from edgebench.evaluate.study import Mode
+    from edgebench.export.flops import GraphCost
     from edgebench.export.listing import Family
     from edgebench.gate.options import CheckOptions
     from edgebench.gate.outcome import Result as CheckResult
     from edgebench.gate.stored import SelfTest
     from edgebench.measure import Outcome, RunOptions
     from edgebench.meters_listing import Found
+    from edgebench.overhead.budget import Budgets
+    from edgebench.overhead.run import Overhead
     from edgebench.provision import Setup
     from edgebench.recording import Recording
     from edgebench.results.api import Results
@@ -148,6 +151,83 @@ def run_on(
         wait=wait,
         report=report,
     )
+
+
+def measure_overhead(
+    adapter: str | Path,
+    *,
+    base: str | None = None,
+    device: str = "local",
+    quants: Sequence[str] = ("fp32",),
+    lowerings: Sequence[str] | None = None,
+    budgets: Budgets | None = None,
+    options: RunOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    workspace_code: bool = True,
+    progress: Callable[[str, float | None], None] | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    **export_options: Any,
+) -> Overhead:
+    """What an adapter costs on a device: its forms interleaved with the base alone.
+
+    Exports what is not in the cache, runs one session, and writes ``tables/overhead.{json,csv}``
+    and the other tables.
+
+    Args:
+        quants: precisions; each is compared with the base at the same one.
+        lowerings: of "merged", "unmerged", "swappable"; None takes all that the family has.
+        budgets: the most that it may cost (shares: 0.07 is 7 %); see ``Overhead.exit_code``.
+        options: how to measure; five launches up to the 90th percentile by default.
+        export_options: other members of ``edgebench.export.ExportRequest``: seq_len, data, ...
+
+    Raises:
+        EdgebenchError: as ``export_adapter`` and ``run``.
+    """
+    from edgebench.device import load
+    from edgebench.export import ExportRequest
+    from edgebench.measure import RunOptions
+    from edgebench.overhead.run import measure
+    from edgebench.overhead.write import write
+
+    workspace = Workspace.find()
+    profile = load(device, workspace)
+    profile.require_usable()
+    request = ExportRequest(
+        base=base,
+        quants=tuple(quants),
+        out=artifacts_dir(results),
+        exporter_dirs=workspace.exporter_dirs(workspace_code),
+        **export_options,
+    )
+    found = measure(
+        Path(adapter),
+        profile,
+        store(results),
+        request=request,
+        lowerings=lowerings,  # type: ignore[arg-type]  # measure names the valid ones
+        budgets=budgets,
+        options=options or RunOptions(percentile=90.0, accuracy=None),
+        wait=wait,
+        progress=progress,
+        report=report,
+    )
+    write_tables(results)
+    write(found, ensure_dir(results_dir(results) / "tables"))
+    return found
+
+
+def count_flops(artifact: Artifact | str | Path, *, adapter: str | None = None) -> GraphCost:
+    """The operations and bytes of an artifact's graph for one sample (docs/flops.md).
+
+    Args:
+        adapter: of a swappable artifact: which one is active; None takes the first, "none" the
+            base alone.
+    """
+    from edgebench.overhead.run import count_artifact
+
+    loaded = artifact if isinstance(artifact, Artifact) else Artifact.load(artifact)
+    return count_artifact(loaded, adapter)
 
 
 def resume(

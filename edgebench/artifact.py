@@ -7,6 +7,7 @@ An artifact is a directory::
       model.onnx         the graph (and model.onnx.data, its external weights, if any)
       inputs.npz         real tokenised inputs for timing: one array per model input, [n, seq_len]
       evaluation.npz     labelled held-out inputs: the same arrays plus ``labels`` [m] (optional)
+      adapters/          one ONNX Runtime adapter file each, where the lowering is "swappable"
 
 In the format "torch" a transformers checkpoint stands in the graph's place::
 
@@ -23,6 +24,7 @@ Schema history (``schema``):
                            are null where there is no ONNX file
                            later: ``decoder``, the road "direct", and ``parity.greedy_tokens`` and
                            ``greedy_agreement`` (absent: null)
+                           later: ``adapters`` (absent: none), ``adapter.active_atoms``
 """
 
 from __future__ import annotations
@@ -46,6 +48,9 @@ MANIFEST = "artifact.json"
 
 #: What the model is stored as, and so what can run it: ONNX Runtime, or PyTorch.
 Format = Literal["onnx", "torch"]
+
+#: In the place of an adapter's name: the base alone.
+NO_ADAPTER = "none"
 
 #: What a model of the format "torch" may consist of: nothing here can hold code.
 _TORCH_FILES = (".json", ".safetensors", ".npz")
@@ -81,6 +86,8 @@ class Adapter(_Part):
     rank: int | None = None
     bytes: int
     parameters: int
+    #: Atoms of a dictionary that one token uses at most, where the family has any.
+    active_atoms: float | None = None
 
 
 class Exporter(_Part):
@@ -181,6 +188,26 @@ class Decoder(_Part):
     cache_dtype: Literal["float32"] = "float32"
 
 
+class SwapAdapter(_Part):
+    """One of the adapters that a swappable artifact's base takes.
+
+    ``digest`` and ``bytes`` are the checkpoint's; ``file`` holds the same values in fp32, ready for
+    ONNX Runtime. ``ranks`` and ``extra_flops`` are what it adds to the graph while it is active.
+    """
+
+    name: str
+    file: str
+    digest: str
+    bytes: int
+    rank: int | None
+    kind: str
+    parameters: int
+    labels: tuple[str, ...] = ()
+    ranks: int
+    extra_flops: float
+    parity: Parity
+
+
 class Data(_Part):
     """The tokenised inputs that travel with the artifact."""
 
@@ -212,6 +239,8 @@ class Manifest(_Part):
     data: Data
     format: Format = "onnx"
     model: str = "model.onnx"
+    #: Swappable: what can be made active; ``adapter`` is the first, ``parity`` the base alone's.
+    adapters: tuple[SwapAdapter, ...] = ()
     decoder: Decoder | None = None
     files: dict[str, FileEntry]
 
@@ -240,6 +269,29 @@ class Artifact:
         """Bytes of the graph and its weights, without the data that travel along."""
         data = {self.manifest.data.inputs, self.manifest.data.evaluation}
         return sum(f.bytes for n, f in self.manifest.files.items() if n not in data)
+
+    def swap_adapter(self, name: str | None) -> SwapAdapter | None:
+        """The adapter of a swappable artifact that a name stands for.
+
+        Args:
+            name: None takes the first; ``NO_ADAPTER`` stands for the base alone.
+
+        Raises:
+            ArtifactError: there is none of this name.
+        """
+        adapters = self.manifest.adapters
+        if not adapters or name == NO_ADAPTER:
+            return None
+        if name is None:
+            return adapters[0]
+        for adapter in adapters:
+            if adapter.name == name:
+                return adapter
+        raise ArtifactError(
+            f"the artifact has no adapter {name!r}",
+            where=str(self.path),
+            fix=f"It has {', '.join(a.name for a in adapters)}; {NO_ADAPTER} runs the base alone.",
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Artifact:
@@ -284,6 +336,12 @@ class Artifact:
         if manifest.model not in manifest.files or manifest.data.inputs not in manifest.files:
             raise ArtifactError(
                 "the manifest does not list its own model and inputs",
+                where=str(root),
+                fix=_REEXPORT,
+            )
+        if lost := [a.file for a in manifest.adapters if a.file not in manifest.files]:
+            raise ArtifactError(
+                f"the manifest does not list its adapter's file {lost[0]}",
                 where=str(root),
                 fix=_REEXPORT,
             )

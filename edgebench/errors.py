@@ -6,8 +6,9 @@ them in one place (``edgebench.cli.main``); a traceback appears only with ``--de
 Exit codes (also in docs/exit-codes.md):
 
     0    done
-    1    the answer is "no": a regression (check), a failure that makes runs invalid (doctor)
-    2    the command line is wrong, or (check) the evidence does not decide
+    1    the answer is "no": a regression (check), a failure that makes runs invalid (doctor), a
+         budget that is broken (overhead)
+    2    the command line is wrong, or (check, overhead) the evidence does not decide
     3    bad input: adapter, base model, artifact, recording, profile, or (check) environment
     4    the device: unreachable, not what its profile says, busy, refused
     5    this host's storage: unwritable, full

@@ -17,7 +17,8 @@ Schema history (``schema``):
     edgebench.recording/1   first; since then optional: meters, energy windows, clock_after;
                              accuracy's right answers;
                              decoders' scenarios: decoding, generated, greedy, perplexity, and
-                             tokens.parquet
+                             tokens.parquet;
+                            swappable adapters: active_adapter, adapter_swap_ns, adapter_load_ns
 """
 
 from __future__ import annotations
@@ -162,6 +163,8 @@ class ArtifactEntry(_Part):
     digest: str
     size_bytes: int
     manifest: dict[str, Any]
+    #: Of a swappable artifact: the adapter that was active, or "none" for its base alone.
+    active_adapter: str | None = None
 
 
 class Warmup(_Part):
@@ -199,6 +202,10 @@ class Launch(_Part):
     #: By artifact index, as in Recording.artifacts; None for one that this launch did not load.
     load_ns: list[int | None] = Field(default_factory=list)
     warmup: list[Warmup | None] = Field(default_factory=list)
+    #: By artifact index, of swappable ones: making a loaded adapter active, and loading one from
+    #: its file (which the system has cached); medians of many.
+    adapter_swap_ns: list[float | None] = Field(default_factory=list)
+    adapter_load_ns: list[float | None] = Field(default_factory=list)
     #: What ended it: "enough" (all conditions met) or "time" (max_duration_s).
     stopped_by: Literal["enough", "time"] | None = None
     #: Begin and end of the measured part.

@@ -34,6 +34,7 @@ class PeftLora(Exporter):
     kinds = ("LORA", "ADALORA")
     tasks = (*Exporter.tasks, "text-generation")
     summary = "PEFT's LoRA, AdaLoRA, DoRA, rsLoRA; IW-LoRA and static LoRA are LoRA at inference"
+    lowerings = ("merged", "unmerged", "swappable")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") in self.kinds
@@ -108,6 +109,42 @@ class PeftLora(Exporter):
 
     def lower(self, attached: Any, lowering: Lowering) -> Any:
         return attached.merge_and_unload() if lowering == "merged" else attached.get_base_model()
+
+    def factors(self, attached: Any) -> dict[str, tuple[Any, Any]]:
+        from peft.tuners.lora import LoraLayer
+
+        return {
+            name: _swap_factors(name, layer)
+            for name, layer in attached.get_base_model().named_modules()
+            if isinstance(layer, LoraLayer)
+        }
+
+
+def _swap_factors(name: str, layer: Any) -> tuple[Any, Any]:
+    """A [d_in, r] and B [r, d_out] of one of peft's layers, its scale folded into B."""
+    import torch
+
+    (key,) = layer.active_adapters
+    why = None
+    if not isinstance(layer.get_base_layer(), torch.nn.Linear):
+        why = "is no linear layer"
+    elif key in getattr(layer, "lora_magnitude_vector", {}):
+        why = "is changed by DoRA, which scales by the norm of the whole weight"
+    elif getattr(layer, "lora_bias", {}).get(key):
+        why = "has a bias in its branch"
+    if why:
+        raise CheckpointError(
+            f"the adapter can't be swapped: {name} {why}", fix="Export it merged or unmerged."
+        )
+    down, up = layer.lora_A[key], layer.lora_B[key]
+    scale = float(layer.scaling[key])
+    if hasattr(layer, "lora_E"):  # AdaLoRA: P diag(E) Q over the ranks that are left
+        down = down * layer.lora_E[key]
+        scale /= float(layer.ranknum[key]) + 1e-5
+    else:
+        down, up = down.weight, up.weight
+    a, b = down.detach().float(), up.detach().float() * scale
+    return a.T.contiguous().numpy(), b.T.contiguous().numpy()
 
 
 def _refuse_more_than_lora(adapter: AdapterCheckpoint) -> None:

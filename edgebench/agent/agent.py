@@ -435,6 +435,10 @@ class Runtime:
         """The first output for a batch of inputs, as an array."""
         raise NotImplementedError
 
+    def adapter_times(self) -> Document:
+        """How long it takes to change adapters (ns), of a runtime that was given some."""
+        raise NotImplementedError
+
     #: One whose calls are of several tokens takes the rows in which to note each token's time.
     rows: Callable[[Any], None] | None = None
 
@@ -499,10 +503,58 @@ class OnnxRuntime(Runtime):
         self.inputs = [item.name for item in self.session.get_inputs()]
         self.outputs = [item.name for item in self.session.get_outputs()]
         self.call = self.session.run_with_iobinding
+        self.adapters: dict[str, str] = options.get("adapters") or {}
+        self.active: Any = None
+        if self.adapters:
+            self.open_adapters(options.get("active_adapter"))
+
+    def open_adapters(self, active: str | None) -> None:
+        """Load every adapter, and make one active, or none. From now on a call is ``run`` with run
+        options: with bound inputs ONNX Runtime ignores an active adapter, and says so in a log."""
+        import onnxruntime
+
+        if not hasattr(onnxruntime, "LoraAdapter"):
+            raise AgentError(
+                "adapters",
+                f"this device's ONNX Runtime {onnxruntime.__version__} can't swap adapters: it has "
+                "no LoraAdapter, which came with 1.20",
+            )
+        self.loaded = {name: load_adapter(path) for name, path in self.adapters.items()}
+        options = onnxruntime.RunOptions()
+        if active is not None:
+            options.add_active_adapter(self.loaded[active])
+        run, outputs = self.session.run, self.outputs
+        self.active = options
+
+        def call(feed: Any) -> None:
+            run(outputs, feed, options)
+
+        self.call = call
+
+    def adapter_times(self) -> Document:
+        """Medians (ns): making a loaded adapter active in new run options, and loading one from
+        its file, which the system has cached."""
+        import onnxruntime
+
+        loaded, paths = list(self.loaded.values()), list(self.adapters.values())
+        swaps, loads = [], []
+        for turn in range(SWAPS):
+            adapter = loaded[turn % len(loaded)]
+            begin = clock()
+            onnxruntime.RunOptions().add_active_adapter(adapter)
+            swaps.append(clock() - begin)
+        for turn in range(ADAPTER_LOADS):
+            path = paths[turn % len(paths)]
+            begin = clock()
+            load_adapter(path)
+            loads.append(clock() - begin)
+        return {"adapter_swap_ns": median_of(swaps), "adapter_load_ns": median_of(loads)}
 
     def bind(self, feed: Mapping[str, Any]) -> Any:
         import onnxruntime
 
+        if self.adapters:
+            return {name: feed[name] for name in self.inputs}
         binding = self.session.io_binding()
         for name in self.inputs:
             value = onnxruntime.OrtValue.ortvalue_from_numpy(feed[name])
@@ -512,11 +564,25 @@ class OnnxRuntime(Runtime):
         return binding
 
     def infer(self, feed: Mapping[str, Any]) -> Any:
-        return self.session.run(None, {name: feed[name] for name in self.inputs})[0]
+        given = {name: feed[name] for name in self.inputs}
+        return self.session.run(None, given, self.active)[0]
 
     def execution(self) -> Document:
         found = {"providers": self.session.get_providers(), "session_options": self.entries}
         return dict(found, native=self.native) if self.native else found
+
+
+#: How often a swap and a load of an adapter are timed in a launch.
+SWAPS, ADAPTER_LOADS = 500, 50
+
+
+def load_adapter(path: str) -> Any:
+    """An adapter file in ONNX Runtime."""
+    import onnxruntime
+
+    adapter = onnxruntime.LoraAdapter()
+    adapter.Load(path)
+    return adapter
 
 
 #: The signatures and layouts of edgebench's own ops that this version exports.
@@ -993,6 +1059,10 @@ def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, in
     if x86_without_vnni():
         entries.update(entry.get("session_options_x86_without_vnni", {}))
     options = dict(protocol["runtime"], session_options=entries, native=entry.get("native"))
+    if entry.get("adapters"):
+        files = entry["adapters"].items()
+        options["adapters"] = {name: os.path.join(entry["path"], file) for name, file in files}
+        options["active_adapter"] = entry["active_adapter"]
     model = os.path.join(entry["path"], entry["model"]) if entry.get("model") else None
     begin = clock()
     runtime = made(model, options)
@@ -1113,6 +1183,9 @@ def work_launch(task: Document, protocol: Document, report: Report) -> Document:
     order = list(task["lanes"])
     rng.shuffle(order)
     prepare_runtime([entries[index] for index in order], protocol)
+    swaps: dict[str, list[float | None]] = {
+        name: [None] * len(entries) for name in ("adapter_swap_ns", "adapter_load_ns")
+    }
     lanes = []
     for index in order:
         lane, load_ns[index] = open_lane(index, entries[index], protocol)
@@ -1123,6 +1196,9 @@ def work_launch(task: Document, protocol: Document, report: Report) -> Document:
     report({"event": "launch", "launch": task["launch"], "step": "warm-up"})
     for lane in lanes:
         warmups[lane.index] = warm_up(lane, samples, protocol["warmup"])
+        if entries[lane.index].get("adapters"):
+            for name, each in lane.runtime.adapter_times().items():
+                swaps[name][lane.index] = each
     cpus = available_cpus()
 
     def progress(elapsed: float) -> None:
@@ -1149,6 +1225,7 @@ def work_launch(task: Document, protocol: Document, report: Report) -> Document:
     result: Document = {
         "load_ns": load_ns,
         "warmup": warmups,
+        **swaps,
         "stopped_by": stopped_by,
         "window_ns": [begin, end],
         "involuntary_switches": after_usage.ru_nivcsw - usage.ru_nivcsw,

@@ -15,9 +15,13 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    adapter: Annotated[
-        Path | None,
-        typer.Argument(help="Directory of a PEFT checkpoint; leave out to export the base alone."),
+    adapters: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[ADAPTER]...",
+            help="Directory of a PEFT checkpoint; leave out to export the base alone. Several "
+            "share one base with --lowering swappable.",
+        ),
     ] = None,
     base: Annotated[
         str | None,
@@ -39,7 +43,11 @@ def export(
         ),
     ] = "onnx",
     lowering: Annotated[
-        str, typer.Option(help="merged: adapter folded into the weights; unmerged: its own branch.")
+        str,
+        typer.Option(
+            help="merged: adapter folded into the weights; unmerged: its own branch; swappable: "
+            "one base and a file for each adapter; base: the adapter's head alone, to compare with."
+        ),
     ] = "merged",
     data: Annotated[
         Path | None,
@@ -90,8 +98,9 @@ def export(
 
     with progress() as update:
         artifacts: list[Artifact] = edgebench.api.export_adapter(
-            adapter,
+            adapters[0] if adapters else None,
             base=base,
+            more_adapters=tuple(adapters[1:]) if adapters else (),
             quants=tuple(quant or ["fp32"]),
             out=out,
             workspace_code=workspace_code,
@@ -134,6 +143,16 @@ def export(
             f"{parity.cosine_mean:.4f}",
             str(artifact.path),
         )
+        for adapter in artifact.manifest.adapters:
+            table.add_row(
+                f"  {adapter.name}",
+                "32 / 32",
+                "",
+                f"{artifact.manifest.files[adapter.file].bytes / 1e6:.2f}",
+                f"{adapter.parity.max_abs_error:.2g}",
+                f"{adapter.parity.cosine_mean:.4f}",
+                adapter.file,
+            )
     console().print(table)
 
 

@@ -93,6 +93,13 @@ def run(
         float | None,
         typer.Option(help="Seconds of back-to-back calls a window (default: the meter's need)."),
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(
+            help="Of swappable artifacts: the adapter that is active (default: the first); none "
+            "runs the base alone."
+        ),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model (default: the profile's).")
     ] = None,
@@ -131,6 +138,7 @@ def run(
         energy_precision=parse_share(energy_precision, "--energy-precision"),
         energy_max_duration_s=energy_max_duration,
         energy_window_s=energy_window,
+        adapter=adapter,
         threads=threads,
         seed=seed,
     )

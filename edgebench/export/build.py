@@ -18,7 +18,7 @@ import numpy.typing as npt
 from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
 from edgebench.errors import ExportError
-from edgebench.export import cache, store, torch_artifact
+from edgebench.export import cache, store, swappable, torch_artifact
 from edgebench.export.graph import IR_VERSION, OPSET, signature
 from edgebench.export.inputs import (
     TimingInputs,
@@ -30,8 +30,8 @@ from edgebench.export.inputs import (
 )
 from edgebench.export.module import OUTPUTS, Feed, build_base, forward_module, quiet, reference
 from edgebench.export.parity import FP32_TOLERANCE, compare
-from edgebench.export.plan import Plan, adapter_entry, base_entry, directory_name
-from edgebench.export.request import Progress
+from edgebench.export.plan import Member, Plan, adapter_entry, base_entry, directory_name
+from edgebench.export.request import Progress, safe_name
 from edgebench.export.sample_text import TEXTS
 from edgebench.export.session import run_graph
 from edgebench.export.statistics import GraphFacts, read_graph
@@ -77,6 +77,7 @@ class _Traced:
     calibration_source: str
     expected: list[npt.NDArray[np.float32]]
     output: str
+    swaps: tuple[swappable.Swap, ...] = ()
 
 
 def build(
@@ -114,10 +115,9 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     tokens = Tokens(plan.base, inspect.signature(module.forward).parameters)
     tokens.check_length(request.seq_len)
     attached = module
-    if plan.adapter and plan.found:
-        tensors = load_tensors(plan.adapter.weights, "adapter")
-        refuse_non_finite(tensors, "adapter", plan.adapter.path)
-        attached = plan.found.exporter.attach(plan.adapter, tensors, module).eval()
+    alone = plan.lowering in ("base", "swappable")
+    if plan.members and not alone:
+        attached = _attach(plan.members[0], module)
     report("tokenising", _BUILDING + 0.02)
     texts = plan.data.texts[:_CANDIDATES] if plan.data else TEXTS
     source = plan.data.source if plan.data else f"edgebench's own {len(TEXTS)} sentences"
@@ -130,22 +130,26 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     calibration, calibration_source = _calibration(plan, tokens, texts, source)
     output = OUTPUTS[plan.task]
     report("running PyTorch for reference", _BUILDING + 0.03)
+    swaps: tuple[swappable.Swap, ...] = ()
+    if plan.lowering == "swappable":
+        swaps = _swaps(plan, module, feeds, tokens.names, report)
+    if plan.members and alone:
+        attached = _with_head(plan.members, module)
     # The reference is taken before lowering: merging changes the module in place.
     expected = reference(forward_module(attached, tokens.names, output), feeds)
     report("exporting the graph", _LOWERING)
     lowered = attached
-    if plan.found:
+    if plan.found and not alone:
         lowered = plan.found.exporter.lower(attached, request.lowering).eval()
+    inputs = {}
+    if swaps:
+        names = [member.adapter.name for member in plan.members]
+        inputs = swappable.prepare(
+            attached, {n: swap.parameters for n, swap in zip(names, swaps, strict=True)}
+        )
     graph = temporary / _MODEL
-    example = _example(feeds)
-    if request.via == "optimum":
-        from edgebench.export import optimum_road
-
-        optimum_road.lower(lowered, plan.task, example, output, graph)
-    else:
-        from edgebench.export import torch_road
-
-        torch_road.lower(forward_module(lowered, tokens.names, output), example, output, graph)
+    _lower(plan, lowered, tokens.names, _example(feeds), graph)
+    swappable.make_inputs(graph, inputs)
     report("reading the graph", _CHECKING)
     row = {name: array[:1] for name, array in timing.arrays.items()}
     facts = read_graph(_load(graph), row)
@@ -160,7 +164,55 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
         calibration_source=calibration_source,
         expected=expected,
         output=output,
+        swaps=swaps,
     )
+
+
+def _lower(plan: Plan, module: Any, names: tuple[str, ...], example: Feed, graph: Path) -> None:
+    output = OUTPUTS[plan.task]
+    if plan.request.via == "optimum":
+        from edgebench.export import optimum_road
+
+        optimum_road.lower(module, plan.task, example, output, graph)
+    else:
+        from edgebench.export import torch_road
+
+        torch_road.lower(forward_module(module, names, output), example, output, graph)
+
+
+def _attach(member: Member, module: Any) -> Any:
+    tensors = load_tensors(member.adapter.weights, "adapter")
+    refuse_non_finite(tensors, "adapter", member.adapter.path)
+    return member.found.exporter.attach(member.adapter, tensors, module).eval()
+
+
+def _with_head(members: Sequence[Member], module: Any) -> Any:
+    """The base, with what the first adapter brings itself where the base has no value for it."""
+    first = members[0]
+    tensors = load_tensors(first.adapter.weights, "adapter")
+    provided = swappable.provided_tensors(first.facts.provides, tensors)
+    return swappable.give_head(module, provided)
+
+
+def _swaps(
+    plan: Plan, module: Any, feeds: list[Feed], names: tuple[str, ...], report: Progress
+) -> tuple[swappable.Swap, ...]:
+    """What each adapter gives the graph, and what PyTorch says with it attached to a copy."""
+    import copy
+
+    swaps = []
+    for member in plan.members:
+        report(f"running PyTorch with {member.adapter.name}", _BUILDING + 0.03)
+        tensors = load_tensors(member.adapter.weights, "adapter")
+        attached = _attach(member, copy.deepcopy(module))
+        expected = reference(forward_module(attached, names, OUTPUTS[plan.task]), feeds)
+        parameters, ranks, flops = swappable.collect(
+            member.found.exporter.factors(attached),
+            swappable.provided_tensors(member.facts.provides, tensors),
+            plan.request.seq_len,
+        )
+        swaps.append(swappable.Swap(parameters, expected, ranks, flops))
+    return tuple(swaps)
 
 
 def _calibration(
@@ -189,6 +241,7 @@ def _scheme(
     written = write(plan, traced, scheme, directory, report)
     quantization = written.quantization
     parity = _parity(plan, traced, written)
+    adapters = _adapters(plan, traced, scheme, directory, written)
     report("writing", 0.9)
     save_arrays(directory / _INPUTS, traced.timing.arrays)
     if traced.evaluation is not None:
@@ -225,6 +278,7 @@ def _scheme(
         ),
         format=plan.request.format,
         model=written.model,
+        adapters=adapters,
         files={
             file.relative_to(directory).as_posix(): nouns.FileEntry(
                 sha256=nouns.sha256_file(file), bytes=file.stat().st_size
@@ -264,6 +318,49 @@ def _write_onnx(
         statistics=traced.facts.statistics(model),
         outputs=[named[0] for named in outputs],
     )
+
+
+def _adapters(
+    plan: Plan, traced: _Traced, scheme: str, directory: Path, written: _Written
+) -> tuple[nouns.SwapAdapter, ...]:
+    """Write each adapter's file, and compare the graph with PyTorch while it is active."""
+    found = []
+    asked = written.quantization.details.get("session_options", {})
+    for member, swap in zip(plan.members, traced.swaps, strict=False):
+        name = safe_name(member.adapter.name)
+        file = f"{swappable.DIRECTORY}/{name}{swappable.SUFFIX}"
+        swappable.write_file(directory / file, swap.parameters)
+        outputs = run_graph(
+            directory / _MODEL,
+            traced.feeds,
+            f"{scheme} {name}",
+            session_options=asked,
+            adapter=directory / file,
+        )
+        given = [named[0] for named in outputs]
+        found.append(
+            nouns.SwapAdapter(
+                name=name,
+                file=file,
+                digest=member.adapter.digest,
+                bytes=member.adapter.bytes,
+                rank=member.facts.rank,
+                kind=member.facts.kind,
+                parameters=member.adapter.parameters,
+                labels=member.adapter.labels or plan.labels,
+                ranks=swap.ranks,
+                extra_flops=swap.flops,
+                parity=_compare(
+                    plan,
+                    traced,
+                    scheme,
+                    given,
+                    swap.expected,
+                    f"with the adapter {name} unmerged",
+                ),
+            )
+        )
+    return tuple(found)
 
 
 def _write_torch(
@@ -310,16 +407,31 @@ def _parity(plan: Plan, traced: _Traced, written: _Written) -> nouns.Parity:
     Raises:
         ExportError: fp32 is off by more than ``FP32_TOLERANCE``.
     """
-    scheme, actual = written.quantization.scheme, written.outputs
+    adapter = "of the base alone"
+    if plan.adapter and not traced.swaps and plan.lowering != "base":
+        adapter = "with the adapter unmerged"
+    elif plan.adapter:
+        adapter = "of the base alone under the first adapter's head"
+    scheme = written.quantization.scheme
+    return _compare(plan, traced, scheme, written.outputs, traced.expected, adapter)
+
+
+def _compare(
+    plan: Plan,
+    traced: _Traced,
+    scheme: str,
+    actual: Sequence[npt.NDArray[np.float32]],
+    expected: Sequence[npt.NDArray[np.float32]],
+    adapter: str,
+) -> nouns.Parity:
     what = "graph" if plan.request.format == "onnx" else "checkpoint"
-    if any(a.shape != e.shape for a, e in zip(actual, traced.expected, strict=True)):
+    if any(a.shape != e.shape for a, e in zip(actual, expected, strict=True)):
         raise ExportError(
             f"the {scheme} {what}'s output has another shape than PyTorch's",
             fix="It does not follow batch or sequence length; try the other --via.",
         )
-    adapter = "with the adapter unmerged" if plan.adapter else "of the base alone"
     parity = compare(
-        _of_tokens(traced.expected, traced.feeds),
+        _of_tokens(expected, traced.feeds),
         _of_tokens(actual, traced.feeds),
         reference=f"PyTorch in fp32, eval mode, {adapter}: {traced.output}",
         logits=plan.task != "feature-extraction",

@@ -57,8 +57,7 @@ def request_key(
     request: ExportRequest,
     name: str,
     base: BaseModel,
-    adapter: AdapterCheckpoint | None,
-    exporter: FoundExporter | None,
+    adapters: tuple[tuple[AdapterCheckpoint, FoundExporter], ...],
 ) -> str:
     """The digest of a request, whatever its schemes (each has its own entry under the key)."""
     # Everything beside the weights may matter: tokenizer, vocabulary, special tokens.
@@ -70,8 +69,8 @@ def request_key(
     document = {
         "name": name,
         "base": [base.name, base.digest, beside],
-        "adapter": adapter and [adapter.name, adapter.digest, adapter.labels],
-        "exporter": exporter and [exporter.exporter.name, exporter.digest],
+        "adapters": [[each.name, each.digest, each.labels] for each, _ in adapters],
+        "exporters": [[each.exporter.name, each.digest] for _, each in adapters],
         "lowering": request.lowering,
         "seq_len": request.seq_len,
         "data": request.data and [request.data.name, sha256_file(request.data)],

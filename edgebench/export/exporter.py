@@ -36,9 +36,10 @@ class LowRank:
     scale: float
 
 
-#: How an adapter may stand in the graph: folded into the weights; a branch of its own; or as inputs
-#: of the graph, so that one base takes any of several adapters.
-Lowering = Literal["merged", "unmerged", "swappable"]
+#: How an adapter may stand in the graph: folded into the weights; a branch of its own; as inputs of
+#: the graph, so that one base takes any of several; or not at all ("base"), but for the head that
+#: it brings: what its cost is measured against, so every family has it.
+Lowering = Literal["merged", "unmerged", "swappable", "base"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class AdapterFacts:
         num_labels: outputs of the head that the adapter brings; None where it brings none.
         provides: names of base parameters that the adapter brings itself, so that the base may
             lack them.
+        active_atoms: of a family whose tokens choose atoms of a dictionary, the most that one
+            token uses; None for other families.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class AdapterFacts:
     task: Task
     num_labels: int | None
     provides: frozenset[str]
+    active_atoms: float | None = None
 
 
 class Exporter(ABC):
@@ -115,8 +119,17 @@ class Exporter(ABC):
     def lower(self, attached: Any, lowering: Lowering) -> Any:
         """The transformers module to export, from what ``attach`` returned (may change it).
 
-        It is asked only for ``lowerings``.
+        It is asked only for those of ``lowerings`` that are "merged" or "unmerged".
         """
+
+    def factors(self, attached: Any) -> dict[str, tuple[Any, Any]]:
+        """What "swappable" needs, from what ``attach`` returned: the update of each linear module
+        by its name in the base, as arrays A [d_in, r] and B [r, d_out] with y = W x + (x A) B.
+
+        Raises:
+            CheckpointError: this adapter's update has not that form.
+        """
+        raise NotImplementedError(f"{self.name} has no swappable form")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,17 @@ from edgebench.export.data import LabelledText, label_indices, read_data, read_t
 from edgebench.export.decoder.plan import DecoderPlan, plan_decoder
 from edgebench.export.exporter import AdapterFacts, FoundExporter, Task, find_exporter
 from edgebench.export.request import ExportRequest, safe_name
+from edgebench.export.swappable import check_names
 from edgebench.workspace import builtin_root
+
+
+@dataclass(frozen=True)
+class Member:
+    """One of the adapters that share a swappable base."""
+
+    adapter: AdapterCheckpoint
+    found: FoundExporter
+    facts: AdapterFacts
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ class Plan:
     held_out: LabelledText | None
     truth: npt.NDArray[np.int64] | None
     calibration: tuple[str, ...] | None
+    members: tuple[Member, ...]
     key: str
     decoder: DecoderPlan | None = None
 
@@ -55,10 +66,13 @@ def make_plan(request: ExportRequest) -> Plan:
     base = _read_base(request, adapter)
     require_tokenizer(base)
     found = facts = None
+    members: tuple[Member, ...] = ()
     if adapter:
-        found = find_exporter(request.exporter_dirs or (builtin_root() / "exporters",), adapter)
-        _check_lowering(request, found)
-        facts = found.exporter.inspect(adapter, base)
+        first = _member(request, adapter, base)
+        found, facts = first.found, first.facts
+        more = (_member(request, read_adapter(path), base) for path in request.more_adapters)
+        members = (first, *more)
+        _check_members(members)
     task, num_labels = (facts.task, facts.num_labels) if facts else _base_task(base)
     decoder = None
     if task == "text-generation":
@@ -84,7 +98,8 @@ def make_plan(request: ExportRequest) -> Plan:
         held_out = data.first(request.evaluation_limit)
         truth = np.array(label_indices(held_out, labels or None, num_labels), dtype=np.int64)
     calibration = read_texts(request.calibration) if request.calibration else None
-    name = request.name or safe_name(adapter.name if adapter else base.path.resolve().name)
+    names = [member.adapter.name for member in members] or [base.path.resolve().name]
+    name = request.name or safe_name("+".join(names))
     return Plan(
         request=request,
         name=name,
@@ -99,14 +114,43 @@ def make_plan(request: ExportRequest) -> Plan:
         held_out=held_out,
         truth=truth,
         calibration=calibration,
-        key=cache.request_key(request, name, base, adapter, found),
+        members=members,
+        key=cache.request_key(
+            request, name, base, tuple((member.adapter, member.found) for member in members)
+        ),
         decoder=decoder,
     )
 
 
+def _member(request: ExportRequest, adapter: AdapterCheckpoint, base: BaseModel) -> Member:
+    found = find_exporter(request.exporter_dirs or (builtin_root() / "exporters",), adapter)
+    _check_lowering(request, found)
+    return Member(adapter, found, found.exporter.inspect(adapter, base))
+
+
+def _check_members(members: tuple[Member, ...]) -> None:
+    """Refuse adapters that can't share one graph, as far as names and shapes tell."""
+    if len(members) < 2:
+        return
+    check_names([safe_name(member.adapter.name) for member in members])
+    first = members[0]
+    for other in members[1:]:
+        for what, here, there in (
+            ("task", first.facts.task, other.facts.task),
+            ("labels of its own", first.facts.num_labels or "no", other.facts.num_labels or "no"),
+        ):
+            if here != there:
+                raise CheckpointError(
+                    f"{other.adapter.name} ({there} {what}) can't share a graph with "
+                    f"{first.adapter.name} ({here} {what})",
+                    where=str(other.adapter.path),
+                    fix="Adapters that share a base have one task and heads of one shape.",
+                )
+
+
 def _check_lowering(request: ExportRequest, found: FoundExporter) -> None:
     lowerings = found.exporter.lowerings
-    if request.lowering not in lowerings:
+    if request.lowering not in (*lowerings, "base"):
         raise UsageError(
             f"adapters of the family {found.exporter.name} have no {request.lowering} form",
             where="--lowering",
@@ -132,7 +176,7 @@ def base_entry(plan: Plan) -> nouns.Base:
 
 def adapter_entry(plan: Plan) -> nouns.Adapter | None:
     """The manifest's account of the adapter."""
-    if plan.adapter is None or plan.facts is None:
+    if plan.adapter is None or plan.facts is None or plan.lowering == "base":
         return None
     return nouns.Adapter(
         name=plan.adapter.name,
@@ -141,6 +185,7 @@ def adapter_entry(plan: Plan) -> nouns.Adapter | None:
         rank=plan.facts.rank,
         bytes=plan.adapter.bytes,
         parameters=plan.adapter.parameters,
+        active_atoms=plan.facts.active_atoms,
     )
 
 

@@ -27,12 +27,15 @@ class ExportRequest:
     Attributes:
         out: directory that receives one artifact directory per scheme.
         adapter: PEFT checkpoint directory; None exports the base alone (lowering "base").
+        more_adapters: further ones for the same base, where the lowering is "swappable".
         base: base model: a directory, ``package:<import name>/<folder>``, or a model id in the
             local Hugging Face cache. May be None where ``adapter_config.json`` names one of these.
             Nothing is ever downloaded.
         quants: names of schemes, each once: ``edgebench.quantize.SCHEMES``, or for the format
             "torch" those of ``edgebench.export.torch_artifact.PRECISIONS``.
-        lowering: "merged" folds the adapter into the base's weights; "unmerged" keeps its branch.
+        lowering: "merged" folds the adapter into the base's weights; "unmerged" keeps its branch;
+            "swappable" writes one base and a file for each adapter; "base" leaves the update out
+            and keeps the adapter's head, to compare with.
         seq_len: tokens per row of the timing and evaluation inputs. The graph takes any length.
         name: artifact name; by default the adapter's (or the base's) directory name.
         data: JSON Lines, CSV or Parquet file with a ``text`` and a ``label`` column.
@@ -62,6 +65,7 @@ class ExportRequest:
     calibration: Path | None = None
     mixed_bits: float = MIXED_BITS
     exporter_dirs: tuple[Path, ...] | None = None
+    more_adapters: tuple[Path, ...] = ()
 
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -82,8 +86,9 @@ def validate(request: ExportRequest) -> None:
         raise UsageError(
             "a precision is given twice", where="--quant", fix="Give each scheme once."
         )
-    _one_of("--lowering", request.lowering, ("merged", "unmerged"))
+    _one_of("--lowering", request.lowering, ("merged", "unmerged", "swappable", "base"))
     _one_of("--via", request.via, ("torch", "optimum"))
+    _check_swappable(request)
     if request.format == "torch" and request.via != "torch":
         raise UsageError(
             f"--via {request.via} is a road to ONNX, and --format torch writes none",
@@ -123,6 +128,24 @@ def validate(request: ExportRequest) -> None:
         )
     if request.labels is not None and len(set(request.labels)) != len(request.labels):
         raise UsageError("a label is given twice", where="--labels")
+
+
+def _check_swappable(request: ExportRequest) -> None:
+    if request.lowering == "swappable":
+        if request.adapter is None:
+            raise UsageError("a swappable base needs an adapter", fix="Give one or more.")
+        if request.format != "onnx" or request.via != "torch":
+            raise UsageError(
+                "swappable adapters are ONNX Runtime's, and written by our own road alone",
+                where="--lowering swappable",
+                fix="Leave --format and --via out.",
+            )
+    elif request.more_adapters:
+        raise UsageError(
+            f"{1 + len(request.more_adapters)} adapters for one base that is {request.lowering}",
+            where="--lowering",
+            fix="Give one adapter, or --lowering swappable.",
+        )
 
 
 def _check_precision(scheme: str, form: Format) -> None:

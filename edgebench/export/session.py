@@ -20,6 +20,7 @@ def run_graph(
     what: str,
     outputs: Sequence[str] | None = None,
     session_options: Mapping[str, str] | None = None,
+    adapter: Path | None = None,
 ) -> list[list[npt.NDArray[np.float32]]]:
     """The outputs for each feed.
 
@@ -29,16 +30,27 @@ def run_graph(
         what: the artifact, for messages.
         outputs: names of outputs; None means all.
         session_options: the runtime's configuration entries that the scheme asks for.
+        adapter: an adapter file of ONNX Runtime's to make active.
 
     Raises:
         ExportError: the runtime refuses the graph, fails on it, or gives NaN or infinity.
     """
+    import onnxruntime
+
     source: Any = model if isinstance(model, bytes) else str(model)
     with runtime_errors(what):
         session = open_session(source, session_options)
-        names = {value.name for value in session.get_inputs()}
+        active = None
+        if adapter is not None:
+            loaded = onnxruntime.LoraAdapter()
+            loaded.Load(str(adapter))
+            active = onnxruntime.RunOptions()
+            active.add_active_adapter(loaded)
+        takes = (*session.get_inputs(), *session.get_overridable_initializers())
+        names = {value.name for value in takes}
         results = [
-            session.run(outputs, {n: a for n, a in feed.items() if n in names}) for feed in feeds
+            session.run(outputs, {n: a for n, a in feed.items() if n in names}, active)
+            for feed in feeds
         ]
     if outputs is None and not all(np.isfinite(a).all() for result in results for a in result):
         raise not_finite(what)

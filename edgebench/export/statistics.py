@@ -132,7 +132,7 @@ _PER_ELEMENT = {
 
 def param_bits(model: Any) -> int:
     """Stored bits of all parameters of a graph, its functions included."""
-    return sum(_bits(tensor) for tensor in _constants(model))
+    return sum(tensor_bits(tensor) for tensor in _constants(model))
 
 
 class _Graph:
@@ -245,7 +245,8 @@ def _constants(model: Any) -> Iterable[Any]:
                 yield from (a.t for a in node.attribute if a.HasField("t"))
 
 
-def _bits(tensor: Any) -> int:
+def tensor_bits(tensor: Any) -> int:
+    """Stored bits of a tensor; none for shapes and indices (64-bit integers, booleans, text)."""
     import onnx
 
     kind = onnx.TensorProto.DataType.Name(tensor.data_type)

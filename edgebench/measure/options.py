@@ -58,6 +58,8 @@ class RunOptions:
         energy_precision: half-width of the energy a call, relative, 95 %, that is enough.
         energy_max_duration_s: the energy rounds of a launch end by then.
         energy_window_s: length of an energy window; None takes what the meters need.
+        adapter: of swappable artifacts, the adapter that is active: its name, "none" for the base
+            alone, or None for the first.
     """
 
     scenario: Scenario | None = None
@@ -84,6 +86,7 @@ class RunOptions:
     energy_precision: float = 0.05
     energy_max_duration_s: float = 120.0
     energy_window_s: float | None = None
+    adapter: str | None = None
 
     def check(self) -> None:
         """Raise UsageError for a value that can't be."""

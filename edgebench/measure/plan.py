@@ -9,8 +9,9 @@ from typing import Any
 
 import edgebench
 from edgebench.agent.agent import PROTOCOL
-from edgebench.artifact import Artifact, sha256_file
+from edgebench.artifact import NO_ADAPTER, Artifact, SwapAdapter, sha256_file
 from edgebench.device import Device
+from edgebench.errors import UsageError
 from edgebench.measure.bundle import bundle_files, provide_bundle
 from edgebench.measure.deploy import AGENT_PATH
 from edgebench.measure.meters import plan_meters
@@ -48,8 +49,16 @@ async def build_plan(
     bundle = await provide_bundle(session, files)
     device = await session.record(protocol.runtime)
     clock = await session.client.clock()
-    known = _known_accuracy(artifacts, store, device, protocol) if options.reuse_accuracy else {}
-    entries = [_worker_entry(artifact, session.local) for artifact in artifacts]
+    active = _active_adapters(artifacts, options)
+    entries = [
+        _worker_entry(artifact, session.local, adapter)
+        for artifact, adapter in zip(artifacts, active, strict=True)
+    ]
+    known = (
+        _known_accuracy(artifacts, active, store, device, protocol)
+        if options.reuse_accuracy
+        else {}
+    )
     for index in known:
         entries[index]["evaluation"] = None
     return {
@@ -68,7 +77,10 @@ async def build_plan(
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
             "edgebench_version": edgebench.__version__,
             "device": device.model_dump(mode="json"),
-            "artifacts": [_entry(artifact) for artifact in artifacts],
+            "artifacts": [
+                _entry(artifact, adapter)
+                for artifact, adapter in zip(artifacts, active, strict=True)
+            ],
             "clock": clock.model_dump(mode="json"),
             "known_accuracy": {index: value.model_dump() for index, value in known.items()},
             "host": {"system": platform.system(), "machine": platform.machine()},
@@ -79,8 +91,41 @@ async def build_plan(
     }
 
 
+def _active_adapters(
+    artifacts: Sequence[Artifact], options: RunOptions
+) -> list[SwapAdapter | str | None]:
+    """By artifact: the adapter that is to be active, "none" for a swappable base alone, or None
+    for what is not swappable.
+
+    Raises:
+        UsageError: an adapter was named, and nothing here is swappable.
+        ArtifactError: there is none of this name.
+    """
+    swappable = [artifact for artifact in artifacts if artifact.manifest.adapters]
+    if options.adapter is not None and not swappable:
+        raise UsageError(
+            "none of these artifacts takes adapters",
+            where="--adapter",
+            fix="Leave it out, or export with --lowering swappable.",
+        )
+    return [
+        (artifact.swap_adapter(options.adapter) or NO_ADAPTER)
+        if artifact.manifest.adapters
+        else None
+        for artifact in artifacts
+    ]
+
+
+def _name(adapter: SwapAdapter | str | None) -> str | None:
+    return adapter.name if isinstance(adapter, SwapAdapter) else adapter
+
+
 def _known_accuracy(
-    artifacts: Sequence[Artifact], store: Store, device: DeviceRecord, protocol: Protocol
+    artifacts: Sequence[Artifact],
+    active: Sequence[SwapAdapter | str | None],
+    store: Store,
+    device: DeviceRecord,
+    protocol: Protocol,
 ) -> dict[int, Accuracy]:
     """By artifact: its accuracy on this very device, where the store has it already."""
     if protocol.accuracy != "all":
@@ -98,7 +143,11 @@ def _known_accuracy(
             continue
         for solo in recording.solo:
             index = wanted.get(recording.artifacts[solo.artifact].digest)
-            if index is not None and solo.accuracy is not None:
+            if index is None or _name(active[index]) != (
+                recording.artifacts[solo.artifact].active_adapter
+            ):
+                continue
+            if solo.accuracy is not None:
                 source = solo.accuracy.recording or recording.id
                 found.setdefault(index, solo.accuracy.model_copy(update={"recording": source}))
     return found
@@ -126,18 +175,23 @@ def spool_bytes(plan: dict[str, Any]) -> int:
     return needed
 
 
-def _entry(artifact: Artifact) -> dict[str, Any]:
+def _entry(artifact: Artifact, active: SwapAdapter | str | None) -> dict[str, Any]:
     return ArtifactEntry(
         name=artifact.name,
         digest=artifact.digest,
         size_bytes=artifact.size_bytes,
         manifest=artifact.manifest.model_dump(mode="json", by_alias=True),
+        active_adapter=_name(active),
     ).model_dump(mode="json")
 
 
-def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
+def _worker_entry(
+    artifact: Artifact, local: bool, active: SwapAdapter | str | None
+) -> dict[str, Any]:
     """What the worker needs of an artifact."""
     manifest = artifact.manifest
+    # Labels are numbered as the first adapter numbers them.
+    labelled = not isinstance(active, SwapAdapter) or active.labels == manifest.labels
     details = manifest.quantization.details
     return {
         "name": artifact.name,
@@ -146,9 +200,17 @@ def _worker_entry(artifact: Artifact, local: bool) -> dict[str, Any]:
         "files": {name: file.model_dump() for name, file in manifest.files.items()},
         "model": manifest.model,
         "inputs": manifest.data.inputs,
-        "evaluation": manifest.data.evaluation,
+        "evaluation": manifest.data.evaluation if labelled else None,
         # Ops of our own domain, for which a device may have kernels.
         "native": manifest.quantization.storage_bits < _NATIVE_BELOW_BITS,
+        **(
+            {
+                "adapters": {adapter.name: adapter.file for adapter in manifest.adapters},
+                "active_adapter": active.name if isinstance(active, SwapAdapter) else None,
+            }
+            if manifest.adapters
+            else {}
+        ),
         "decoder": manifest.decoder.model_dump(mode="json") if manifest.decoder else None,
         "label": f"{artifact.name} {manifest.quantization.scheme}",
         **{key: dict(details[key]) for key in _SESSION_OPTIONS if key in details},

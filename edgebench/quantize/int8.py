@@ -83,7 +83,12 @@ def convert(source: Path, target: Path, progress: Progress) -> Quantization:
 
 
 def prepare(model: onnx.ModelProto, graph: Graph) -> dict[str, str]:
-    """Make the model ready for the quantiser, in place; node name -> weight, of narrow weights."""
+    """Make the model ready for the quantiser, in place.
+
+    Returns:
+        Node name -> what it multiplies by, of nodes to leave in fp32: those of narrow weights, and
+        those of weights that are inputs too (a swappable adapter's factors).
+    """
     # It turns Gemm into MatMul with a transposed weight, and then stops at the shapes noted before.
     del model.graph.value_info[:]
     # It excludes nodes by name.
@@ -91,7 +96,12 @@ def prepare(model: onnx.ModelProto, graph: Graph) -> dict[str, str]:
         node.name = node.name or f"{node.op_type}_{index}"
     del model.metadata_props[:]
     model.metadata_props.add(key=_PREPARED[0], value=_PREPARED[1])
-    return {model.graph.node[w.node].name: w.initializer for w in graph.weights() if w.narrow}
+    kept = {model.graph.node[w.node].name: w.initializer for w in graph.weights() if w.narrow}
+    given = {value.name for value in model.graph.input} & set(graph.initializers)
+    for node in model.graph.node:
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in given:
+            kept[node.name] = node.input[1]
+    return kept
 
 
 def _quantize(

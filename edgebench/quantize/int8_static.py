@@ -29,6 +29,9 @@ from edgebench.quantize.int8 import EXACT_SUMS, prepare
 if TYPE_CHECKING:
     from edgebench.quantize import Progress
 
+# ONNX Runtime's severities; warnings are its default.
+_WARNINGS, _ERRORS = 2, 3
+
 _OPERATORS = ["MatMul", "Gemm", "Gather"]
 
 
@@ -96,6 +99,7 @@ def convert(
 def _quantize(
     model: onnx.ModelProto, kept: list[str], feeds: Sequence[Feed], source: Path, target: Path
 ) -> onnx.ModelProto:
+    import onnxruntime
     from onnxruntime.quantization import (
         CalibrationDataReader,
         QuantFormat,
@@ -117,6 +121,8 @@ def _quantize(
 
     with files.scratch(target) as directory:
         result = Path(directory) / "quantized.onnx"
+        # Its own sessions warn of every weight that is an input too (a swappable adapter's).
+        onnxruntime.set_default_logger_severity(_ERRORS)
         try:
             quantize_static(
                 model,
@@ -139,6 +145,8 @@ def _quantize(
             raise InputError(
                 f"ONNX Runtime cannot quantise this model: {error}", where=str(source)
             ) from error
+        finally:
+            onnxruntime.set_default_logger_severity(_WARNINGS)
         quantized = files.load(result)
     del quantized.metadata_props[:]
     return quantized

@@ -4,7 +4,7 @@ docs/formats.md shows this list (``markdown_table``; a test compares them). Type
 DataFrames and the Parquet files; in CSV a missing value is an empty cell.
 
 Schema history (``SCHEMA``, stored in the Parquet files' metadata):
-    edgebench.tables/1   first
+    edgebench.tables/1   first; since then more columns: adapter_swap_us, adapter_load_us
 """
 
 from __future__ import annotations
@@ -94,6 +94,8 @@ LATENCY: tuple[Column, ...] = (
     *_interval("itl_p99_ms", "ms", "generate: 99th percentile of single tokens behind the first"),
     *_interval("tokens_per_s", "1/s", "tokens a second: the prompt's in prefill, else generated"),
     *_interval("load_time_ms", "ms", "from opening the file to a ready session, over launches"),
+    *_interval("adapter_swap_us", "us", "making another loaded adapter active; swappable only"),
+    *_interval("adapter_load_us", "us", "loading one from its file, cached; swappable only"),
     Column("memory_peak_rss_mb", "float", "MB (10^6 bytes)", "peak resident memory, alone"),
     Column("memory_baseline_rss_mb", "float", "MB (10^6 bytes)", "the same before the model"),
     Column("kv_cache_mb", "float", "MB (10^6 bytes)", "a decoder's cache, a part of that peak"),
@@ -118,7 +120,7 @@ LATENCY: tuple[Column, ...] = (
     Column("kept_heads", "integer", "", "attention heads in the exported graph"),
     Column("kept_ranks", "integer", "", "adapter ranks in the exported graph"),
     Column("param_bits", "integer", "bit", "stored bits of all parameters of the graph"),
-    Column("extra_flops", "float", "1", "floating-point operations added by the adapter, share"),
+    Column("extra_flops", "float", "1", "operations that the adapter adds to one sample"),
     Column("adapter_bytes", "integer", "byte", "weight file of the adapter's checkpoint"),
     *_VERDICT,
 )

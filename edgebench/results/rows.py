@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from edgebench import stats
-from edgebench.artifact import Manifest
+from edgebench.artifact import Adapter, Manifest, SwapAdapter
 from edgebench.errors import RecordingError
 from edgebench.recording import PHASES, ArtifactEntry, Recording, Solo
 from edgebench.results.columns import ENERGY, LATENCY, POWER, Column
@@ -28,6 +28,7 @@ SIGNIFICANT_DIGITS = 9
 Row = dict[str, Any]
 
 _NS_PER_MS = 1e6
+_NS_PER_US = 1e3
 _MB = 1e6
 _PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 
@@ -49,7 +50,7 @@ def rows(loaded: Loaded, index: int) -> tuple[Row, Row, Row, dict[str, Verdict]]
         **_artifact(recording.artifacts[index], manifests[index]),
         **_protocol(recording),
         **_figures(loaded, index),
-        **figures(loaded, index, _reference(manifests, index)),
+        **figures(loaded, index, _reference(recording.artifacts, manifests, index)),
         **_solo(recording, index),
         **_against_reference(loaded, manifests, index),
     }
@@ -93,7 +94,11 @@ def _verdict(verdict: Verdict) -> Row:
 
 
 def _artifact(entry: ArtifactEntry, manifest: Manifest) -> Row:
-    quantization, s, adapter = manifest.quantization, manifest.statistics, manifest.adapter
+    quantization, s = manifest.quantization, manifest.statistics
+    adapter = _adapter_of(entry, manifest)
+    parity, kept_ranks, extra_flops = manifest.parity, s.kept_ranks, manifest.extra_flops
+    if isinstance(adapter, SwapAdapter):
+        parity, kept_ranks, extra_flops = adapter.parity, adapter.ranks, adapter.extra_flops
     return {
         "base_model": manifest.base.name,
         "adapter": adapter.name if adapter else None,
@@ -106,14 +111,14 @@ def _artifact(entry: ArtifactEntry, manifest: Manifest) -> Row:
         "storage_bits_per_weight": quantization.storage_bits_per_weight,
         "file_bits_per_weight": quantization.file_bits_per_weight,
         "artifact_size_mb": entry.size_bytes / _MB,
-        "parity_max_abs_error": manifest.parity.max_abs_error,
-        "parity_cosine_mean": manifest.parity.cosine_mean,
-        "parity_kl_mean": manifest.parity.kl_mean,
+        "parity_max_abs_error": parity.max_abs_error,
+        "parity_cosine_mean": parity.cosine_mean,
+        "parity_kl_mean": parity.kl_mean,
         "kept_layers": s.kept_layers,
         "kept_heads": s.kept_heads,
-        "kept_ranks": s.kept_ranks,
+        "kept_ranks": kept_ranks,
         "param_bits": s.param_bits,
-        "extra_flops": manifest.extra_flops,
+        "extra_flops": extra_flops,
     }
 
 
@@ -152,6 +157,10 @@ def _figures(loaded: Loaded, index: int) -> Row:
     good = [each for each in recording.launches if each.outcome == "ok"]
     loads = [ns for each in good for ns in each.load_ns[index : index + 1] if ns is not None]
     row |= _estimate("load_time_ms", stats.over_launches(loads), _NS_PER_MS)
+    for name in ("adapter_swap", "adapter_load"):
+        times = [ns for each in good for ns in getattr(each, f"{name}_ns")[index : index + 1]]
+        known = [ns for ns in times if ns is not None]
+        row |= _estimate(f"{name}_us", stats.over_launches(known), _NS_PER_US)
     warmups = [w for each in good for w in each.warmup[index : index + 1]]
     done = [w for w in warmups if w is not None]
     row["warmup_calls"] = max((w.calls for w in done), default=None)
@@ -189,7 +198,7 @@ def _accuracy(recording: Recording, solo: Solo) -> Row:
 
 def _against_reference(loaded: Loaded, manifests: list[Manifest], index: int) -> Row:
     """Interleaved speed against the session's reference; nothing for the reference itself."""
-    reference = _reference(manifests, index)
+    reference = _reference(loaded.recording.artifacts, manifests, index)
     row: Row = {"reference_artifact_digest": loaded.recording.artifacts[reference].digest}
     counted = _counted(loaded)
     columns = {
@@ -209,21 +218,30 @@ def _against_reference(loaded: Loaded, manifests: list[Manifest], index: int) ->
     return row | _estimate("speedup_vs_reference", ratio)
 
 
-def _reference(manifests: list[Manifest], index: int) -> int:
+def _reference(entries: list[ArtifactEntry], manifests: list[Manifest], index: int) -> int:
     """The session's fp32 artifact of the same adapter on the same base, else its first artifact."""
     mine = manifests[index]
+    digests = [_adapter_digest(entry, m) for entry, m in zip(entries, manifests, strict=True)]
     for number, other in enumerate(manifests):
         if (
             other.quantization.scheme == "fp32"
             and other.base.digest == mine.base.digest
-            and _adapter_digest(other) == _adapter_digest(mine)
+            and digests[number] == digests[index]
         ):
             return number
     return 0
 
 
-def _adapter_digest(manifest: Manifest) -> str | None:
-    return manifest.adapter.digest if manifest.adapter else None
+def _adapter_of(entry: ArtifactEntry, manifest: Manifest) -> Adapter | SwapAdapter | None:
+    """The adapter that was measured: of a swappable artifact, the active one."""
+    if entry.active_adapter is None:
+        return manifest.adapter
+    return next((a for a in manifest.adapters if a.name == entry.active_adapter), None)
+
+
+def _adapter_digest(entry: ArtifactEntry, manifest: Manifest) -> str | None:
+    adapter = _adapter_of(entry, manifest)
+    return adapter.digest if adapter else None
 
 
 def _counted(loaded: Loaded) -> npt.NDArray[np.bool_]:

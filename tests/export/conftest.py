@@ -9,6 +9,7 @@ import pytest
 
 from edgebench.artifact import Artifact
 from edgebench.export import ExportRequest, export
+from edgebench.quantize import SCHEMES
 from tests.export import tiny
 from tests.fixtures_export import minilm_artifacts, require
 
@@ -45,6 +46,57 @@ def tiny_adapter(models: Path, tiny_base: Path) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(models: Path) -> Path:
     return tiny.write_data(models / "tiny.jsonl")
+
+
+@pytest.fixture(scope="session")
+def second(models: Path, short_base: Path) -> Path:
+    """Another rank, another alpha, other modules, and a head of its own."""
+    import peft
+
+    config = peft.LoraConfig(
+        task_type="SEQ_CLS",
+        r=2,
+        lora_alpha=7,
+        target_modules=["key", "intermediate.dense"],
+        init_lora_weights=False,
+    )
+    return tiny.write_adapter(short_base, models / "second", config)
+
+
+@pytest.fixture(scope="session")
+def ada(models: Path, short_base: Path) -> Path:
+    import peft
+
+    config = peft.AdaLoraConfig(
+        task_type="SEQ_CLS",
+        target_modules=["query", "value"],
+        target_r=4,
+        init_r=4,
+        total_step=10,
+        tinit=1,
+        tfinal=1,
+    )
+    return tiny.write_adapter(short_base, models / "ada", config)
+
+
+@pytest.fixture(scope="session")
+def swappable(
+    models: Path, short_base: Path, short_adapter: Path, second: Path, ada: Path
+) -> dict[str, Artifact]:
+    """scheme -> artifact with three adapters."""
+    artifacts = export(
+        ExportRequest(
+            adapter=short_adapter,
+            more_adapters=(second, ada),
+            base=str(short_base),
+            out=models / "swappable",
+            seq_len=24,
+            lowering="swappable",
+            quants=SCHEMES,
+            mixed_bits=8,
+        )
+    )
+    return dict(zip(SCHEMES, artifacts, strict=True))
 
 
 class ExportShort(Protocol):
