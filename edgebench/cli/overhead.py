@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebench.cli.output import DeviceName, Json, Results
+from edgebench.cli.output import Answer, DeviceName, Json, Results
 
 if TYPE_CHECKING:
     from edgebench.overhead.budget import Figure, Line
@@ -142,7 +142,7 @@ def overhead(
         directory = edgebench.api.results_dir(results) / "tables"
         output.print(f"tables: {directory}/overhead.{{json,csv}}")
     if found.exit_code:
-        raise typer.Exit(found.exit_code)
+        raise Answer(found.exit_code)
 
 
 def render(found: Overhead) -> Any:
