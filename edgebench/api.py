@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from edgebench.evaluate.directions import Direction
     from edgebench.evaluate.study import Mode
     from edgebench.export.flops import GraphCost
+    from edgebench.export.listing import Family
     from edgebench.gate.options import CheckOptions
     from edgebench.gate.outcome import Result as CheckResult
     from edgebench.gate.stored import SelfTest
@@ -246,6 +247,17 @@ def resume(
 
     profile = load(device, Workspace.find())
     return measure_resume(profile, store(results), everything=everything, report=report)
+
+
+def list_exporters(*, workspace_code: bool = True) -> list[Family]:
+    """Every adapter family that can be exported here, with what it supports.
+
+    Args:
+        workspace_code: load the workspace's own ``exporters/`` (they are Python code).
+    """
+    from edgebench.export.listing import listing
+
+    return listing(Workspace.find().exporter_dirs(workspace_code))
 
 
 def sample(

@@ -30,6 +30,8 @@ _HEADS = {"classifier", "score"}
 
 class Gated(Exporter):
     name = "gated"
+    kinds = tuple(gated_files.FAMILIES)
+    summary = "hard gates on layers, heads and ranks: what is closed is not in the graph"
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
         return config.get("peft_type") in gated_files.FAMILIES

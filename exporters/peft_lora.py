@@ -31,10 +31,13 @@ _HEADS = {"classifier", "score"}
 
 class PeftLora(Exporter):
     name = "peft_lora"
+    kinds = ("LORA", "ADALORA")
+    tasks = (*Exporter.tasks, "text-generation")
+    summary = "PEFT's LoRA, AdaLoRA, DoRA, rsLoRA; IW-LoRA and static LoRA are LoRA at inference"
     lowerings = ("merged", "unmerged", "swappable")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:
-        return config.get("peft_type") in {"LORA", "ADALORA"}
+        return config.get("peft_type") in self.kinds
 
     def inspect(self, adapter: AdapterCheckpoint, base: BaseModel) -> AdapterFacts:
         task = adapter.config.get("task_type")

@@ -30,6 +30,8 @@ _HEADS = {"classifier", "score"}
 
 class Spectral(Exporter):
     name = "spectral"
+    kinds = tuple(spectral_files.FAMILIES)
+    summary = "spectral directions, each gated off, int8 or fp16 (HEST, TABS, BHSP)"
     lowerings: tuple[Lowering, ...] = ("merged", "unmerged")
 
     def recognises(self, config: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from edgebench.cli import (
     energy,
     evaluate,
     export,
+    exporters,
     flops,
     meters,
     overhead,
@@ -80,6 +81,7 @@ def _options(
 
 for module in (
     export,
+    exporters,
     run,
     overhead,
     flops,

@@ -75,6 +75,12 @@ class Exporter(ABC):
     #: whose update can't be folded into the weights leaves "merged" out.
     lowerings: tuple[Lowering, ...] = ("merged", "unmerged")
 
+    #: For ``edgebench exporters``: the values of ``peft_type`` that it recognises, the tasks that
+    #: it exports, and one line of what it is.
+    kinds: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ("text-classification", "token-classification", "feature-extraction")
+    summary: str = ""
+
     @abstractmethod
     def recognises(self, config: Mapping[str, Any]) -> bool:
         """Whether this ``adapter_config.json`` is of this family."""

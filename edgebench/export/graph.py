@@ -11,6 +11,7 @@ import ast
 from pathlib import Path
 from typing import Any
 
+from edgebench.adapters import dictionary_op
 from edgebench.artifact import Signature, Tensor
 
 OPSET = 20
@@ -20,12 +21,17 @@ IR_VERSION = 10
 _ONE_FILE_BYTES = 1_500_000_000
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+#: How the names of an adapter's nodes begin.
+ADAPTER = "adapter/"
+
 _WRAPPERS = ("model.", "base_model.model.")
 
 
 def tidy(model: Any) -> Any:
-    """Name folded weights, drop metadata, and set the IR version, in place."""
+    """Name folded weights, give our own ops their bodies, drop metadata, set the IR version."""
+    _mark_adapters(model.graph)
     _name_weights(model.graph)
+    dictionary_op.complete(model)
     model.ir_version = IR_VERSION
     model.doc_string = ""
     del model.metadata_props[:]
@@ -65,6 +71,19 @@ def signature(model: Any) -> Signature:
         inputs=tuple(tensor(v) for v in model.graph.input if v.name not in weights),
         outputs=tuple(tensor(v) for v in model.graph.output),
     )
+
+
+def _mark_adapters(graph: Any) -> None:
+    """Name the nodes of an adapter's branch ``adapter/...``, so that their cost can be told.
+
+    They came from a module that holds the changed one as ``base`` (``edgebench.adapters.base``).
+    """
+    scopes = [_scope(node) for node in graph.node]
+    adapted = {scope.removesuffix(".base") for scope in scopes if scope.endswith(".base")}
+    for node, scope in zip(graph.node, scopes, strict=True):
+        owner = next((a for a in adapted if f"{scope}.".startswith(f"{a}.")), None)
+        if owner is not None and not f"{scope}.".startswith(f"{owner}.base."):
+            node.name = f"{ADAPTER}{node.name or node.output[0]}"
 
 
 def _name_weights(graph: Any) -> None:

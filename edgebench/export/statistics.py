@@ -15,7 +15,9 @@ is counted is what stands in it.
 - **param_bits**: stored bits of all parameters: every initialiser and constant but those of 64-bit
   integers, booleans and strings, which hold shapes and indices.
 
-FLOPs count a multiplication and an addition as two.
+The adapter's FLOPs are those of the nodes that ``graph.tidy`` marked as its own; where none is
+marked (PEFT's modules), those of the low-rank branches. FLOPs count a multiplication and an
+addition as two.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgebench.artifact import Statistics
+from edgebench.export.graph import ADAPTER
 from edgebench.export.module import Feed
 from edgebench.export.session import run_graph
 
@@ -85,7 +88,9 @@ def read_graph(model: Any, row: Feed) -> GraphFacts:
     graph = _Graph(model)
     scores = graph.attention_scores()
     branches = graph.branches()
+    marked = [node for node in graph.nodes if node.name.startswith(ADAPTER)]
     wanted = [*scores, *(value for branch in branches for value, _ in branch.steps)]
+    wanted += [v for node in marked for v in (*node.input, *node.output) if v in graph.producer]
     shapes = _shapes(model, row, wanted)
     return GraphFacts(
         seq_len=next(iter(row.values())).shape[1],
@@ -93,7 +98,9 @@ def read_graph(model: Any, row: Feed) -> GraphFacts:
         heads=sum(shapes[value][1] for value in scores if len(shapes[value]) == 4),
         ranks=sum({branch.weights: branch.rank for branch in branches}.values()),
         branch_flops=float(
-            sum(math.prod(shapes[v]) * each for branch in branches for v, each in branch.steps)
+            sum(_flops(node, {**graph.constants, **shapes}) for node in marked)
+            if marked
+            else sum(math.prod(shapes[v]) * each for branch in branches for v, each in branch.steps)
         ),
     )
 
@@ -101,6 +108,26 @@ def read_graph(model: Any, row: Feed) -> GraphFacts:
 def low_rank_branches(model: Any) -> list[Branch]:
     """Every low-rank branch of a graph."""
     return _Graph(model).branches()
+
+
+def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
+    """FLOPs of one node of an adapter's branch; an operator that only moves values has none."""
+    elements = math.prod(shapes[node.output[0]])
+    if node.op_type in {"MatMul", "Gemm"}:
+        biased = elements if len(node.input) > 2 else 0
+        return 2 * elements * shapes[node.input[0]][-1] + biased
+    if node.op_type == "DictionaryUpdate":
+        # A token: r from k atoms, its norm, its product with x, and r scaled.
+        return elements * (2 * shapes[node.input[1]][-1] + 5)
+    return elements * _PER_ELEMENT.get(node.op_type, 0)
+
+
+#: FLOPs an element of what an operator gives.
+_PER_ELEMENT = {
+    **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Round", "Greater", "Equal", "And", "Where"), 1),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Exp", "Sqrt", "Pow", "Max", "Min", "Or"), 1),
+    "Softmax": 5,
+}
 
 
 def param_bits(model: Any) -> int:

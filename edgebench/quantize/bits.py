@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import onnx
 from onnx import TensorProto
 
-from edgebench.quantize.functions import DOMAIN, GATHER4
+from edgebench.quantize.functions import DICTIONARY, DOMAIN, GATHER4
 
 _BITS: dict[int, int] = {
     TensorProto.FLOAT: 32,
@@ -107,6 +107,9 @@ def _blocked(
         if node.domain == DOMAIN and node.op_type == GATHER4:
             rows = tensors[node.input[0]].dims[0]
             found.append((tuple(node.input[:2]), rows * attributes["K"]))
+        elif node.domain == DOMAIN and node.op_type == DICTIONARY:
+            atoms = tensors[node.input[3]].dims[0]
+            found.append((tuple(node.input[3:7]), atoms * attributes["K"]))
         elif node.domain == DOMAIN:
             start = 0 if node.op_type.startswith("Gather") else 1
             found.append((tuple(node.input[start : start + 3]), attributes["N"] * attributes["K"]))

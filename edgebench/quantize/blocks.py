@@ -199,7 +199,7 @@ def rewrite(graph: Graph, plan: Plan, fitted: Mapping[Key, Fitted]) -> None:
     graph.replace(nodes, [tensor for group in tensors.values() for tensor in group])
     model = graph.model
     model.functions.extend(functions.BODIES[name]() for name in functions.BODIES if name in used)
-    if used:
+    if used and not any(o.domain == functions.DOMAIN for o in model.opset_import):
         model.opset_import.append(helper.make_opsetid(functions.DOMAIN, functions.DOMAIN_VERSION))
 
 
@@ -354,6 +354,10 @@ def at_opset(model: onnx.ModelProto, source: str, scheme: str) -> onnx.ModelProt
     if opset.version == functions.OPSET - 1 and not _uses(model.graph, "GroupNormalization"):
         # Opset 21 adds types to operators of opset 20, and changes the meaning of this one alone.
         opset.version = functions.OPSET
+        for function in model.functions:  # they stand at the model's own opset
+            for imported in function.opset_import:
+                if imported.domain in DEFAULT_DOMAINS:
+                    imported.version = functions.OPSET
         return model
     try:
         return onnx.version_converter.convert_version(model, functions.OPSET)

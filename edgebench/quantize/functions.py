@@ -45,6 +45,9 @@ OPSET = 21
 """Blocked DequantizeLinear and INT4 are of opset 21."""
 
 MATMUL, GATHER, GATHER4 = "MatMul3Bit", "Gather3Bit", "Gather4Bit"
+DICTIONARY = "DictionaryUpdate"
+"""An adapter's own op (``edgebench.adapters.dictionary_op``); no scheme makes it."""
+
 ATTRIBUTES = ("K", "N", "block_size")
 
 
