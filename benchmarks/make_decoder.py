@@ -9,6 +9,7 @@ rank 8 on every query and value. The same command gives the same bytes. Shapes:
 
     7b    Llama-2-7B         hidden 4096, feed-forward 11008, 32 layers, 32 heads, 32 kv
     1b    TinyLlama-1.1B     hidden 2048, feed-forward 5632, 22 layers, 32 heads, 4 kv
+    tiny  for trials         hidden 256, feed-forward 512, 2 layers, 4 heads, 2 kv
     0.1b  SmolLM2-135M       hidden 576, feed-forward 1536, 30 layers, 9 heads, 3 kv, tied head
 
 Memory: one layer. 7b takes 13.5 GB of disk.
@@ -46,6 +47,16 @@ SHAPES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "vocab_size": 32000,
         "max_position_embeddings": 2048,
+        "tie_word_embeddings": False,
+    },
+    "tiny": {
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 1024,
+        "max_position_embeddings": 256,
         "tie_word_embeddings": False,
     },
     "0.1b": {

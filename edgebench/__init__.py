@@ -3,7 +3,8 @@
 Everything here is loaded when it is first used, so that ``import edgebench`` costs nothing.
 
     export_adapter, run, run_on, resume, diagnose, list_devices, list_meters, load_results,
-    write_tables, attach_trace, plot_power
+    write_tables, attach_trace, plot_power, fit_surrogate, calibrate_surrogate,
+    predict_with_surrogate, evaluate_surrogate
         what the commands do
     Artifact, Recording, Device, RunOptions
         what they take and return
@@ -21,21 +22,28 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from edgebench.api import (
         attach_trace,
+        calibrate_surrogate,
+        check,
         diagnose,
         evaluate_runs,
+        evaluate_surrogate,
         export_adapter,
+        fit_surrogate,
         list_devices,
         list_meters,
         load_results,
         plot_power,
+        predict_with_surrogate,
         resume,
         run,
         run_on,
+        self_test,
         write_tables,
     )
     from edgebench.artifact import Artifact
     from edgebench.device import Device
     from edgebench.errors import EdgebenchError
+    from edgebench.gate.options import CheckOptions
     from edgebench.measure.options import RunOptions
     from edgebench.recording import Recording
 
@@ -44,39 +52,53 @@ _HOMES = {
     "Device": "edgebench.device",
     "EdgebenchError": "edgebench.errors",
     "Recording": "edgebench.recording",
+    "CheckOptions": "edgebench.gate.options",
     "RunOptions": "edgebench.measure.options",
     "attach_trace": "edgebench.api",
+    "calibrate_surrogate": "edgebench.api",
+    "check": "edgebench.api",
     "diagnose": "edgebench.api",
     "evaluate_runs": "edgebench.api",
+    "evaluate_surrogate": "edgebench.api",
     "export_adapter": "edgebench.api",
+    "fit_surrogate": "edgebench.api",
     "list_devices": "edgebench.api",
     "list_meters": "edgebench.api",
     "load_results": "edgebench.api",
     "plot_power": "edgebench.api",
+    "predict_with_surrogate": "edgebench.api",
     "resume": "edgebench.api",
     "run": "edgebench.api",
     "run_on": "edgebench.api",
+    "self_test": "edgebench.api",
     "write_tables": "edgebench.api",
 }
 
 __all__ = [
     "Artifact",
+    "CheckOptions",
     "Device",
     "EdgebenchError",
     "Recording",
     "RunOptions",
     "__version__",
     "attach_trace",
+    "calibrate_surrogate",
+    "check",
     "diagnose",
     "evaluate_runs",
+    "evaluate_surrogate",
     "export_adapter",
+    "fit_surrogate",
     "list_devices",
     "list_meters",
     "load_results",
     "plot_power",
+    "predict_with_surrogate",
     "resume",
     "run",
     "run_on",
+    "self_test",
     "write_tables",
 ]
 

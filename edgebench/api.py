@@ -22,11 +22,16 @@ from edgebench.errors import ArtifactError
 from edgebench.workspace import Workspace, ensure_dir
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from edgebench.device import DeviceSummary
     from edgebench.doctor import Report
     from edgebench.evaluate import Evaluation
     from edgebench.evaluate.directions import Direction
     from edgebench.evaluate.study import Mode
+    from edgebench.gate.options import CheckOptions
+    from edgebench.gate.outcome import Result as CheckResult
+    from edgebench.gate.stored import SelfTest
     from edgebench.measure import Outcome, RunOptions
     from edgebench.meters_listing import Found
     from edgebench.provision import Setup
@@ -37,6 +42,11 @@ if TYPE_CHECKING:
     from edgebench.results.store import Store
     from edgebench.results.tables import Tables
     from edgebench.results.trace_csv import Role, TraceOptions
+    from edgebench.sampling.estimate import Estimate
+    from edgebench.sampling.request import SampleRequest
+    from edgebench.sampling.subject import Subject
+    from edgebench.surrogate.document import CalibrationDocument
+    from edgebench.surrogate.fitting import Fit, FitOptions
     from edgebench.transport.known_hosts import HostKey
 
 
@@ -156,6 +166,109 @@ def resume(
 
     profile = load(device, Workspace.find())
     return measure_resume(profile, store(results), everything=everything, report=report)
+
+
+def sample(
+    request: SampleRequest,
+    *,
+    results: str | Path | None = None,
+    workspace_code: bool = True,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> Path:
+    """Calibration sampling: draw gating configurations, export and measure each.
+
+    Args:
+        request: ``edgebench.sampling.request.SampleRequest``.
+        results: the results directory; the workspace's by default.
+
+    Returns:
+        the document that was written, with a flat table (.csv, .parquet) beside it.
+
+    Raises:
+        EdgebenchError: the first that an export or a run has. Finished samples are kept, and the
+            same request goes on from there.
+    """
+    from edgebench.sampling.sample import sample as sample_all
+
+    subject, measure, _ = _sampling(request, results, workspace_code)
+    return sample_all(request, subject, measure, progress or (lambda _step, _done: None))
+
+
+def estimate_sampling(
+    request: SampleRequest,
+    *,
+    results: str | Path | None = None,
+    workspace_code: bool = True,
+    progress: Callable[[str, float | None], None] | None = None,
+) -> Estimate:
+    """How long ``sample`` will take, from one configuration exported and run on the device."""
+    import time
+
+    from edgebench.sampling.design import everything
+    from edgebench.sampling.estimate import estimate
+    from edgebench.sampling.sample import design, export
+
+    report = progress or (lambda _step, _done: None)
+    subject, measure, options = _sampling(request, results, workspace_code)
+    configurations = design(request, subject)
+    report("exporting the largest configuration", None)
+    begin = time.monotonic()
+    artifact = export(everything(subject.space), subject)
+    exported = time.monotonic()
+    report("measuring it", None)
+    row = measure(artifact)["latency"]
+    return estimate(
+        subject.space,
+        configurations,
+        export_s=exported - begin,
+        run_s=time.monotonic() - exported,
+        call_s=row["latency_p50_ms"] / 1e3,
+        calls=row["n"],
+        max_run_s=options.launches * options.max_duration_s,
+    )
+
+
+def _sampling(
+    request: SampleRequest, results: str | Path | None, workspace_code: bool
+) -> tuple[Subject, Callable[[Artifact], dict[str, Any]], RunOptions]:
+    from edgebench.device import load
+    from edgebench.measure import RunOptions
+    from edgebench.results.tables import build
+    from edgebench.sampling.subject import read_subject
+
+    workspace = Workspace.find()
+    profile = load(request.device, workspace)
+    profile.require_usable()
+    subject = read_subject(
+        request,
+        profile,
+        exporter_dirs=workspace.exporter_dirs(workspace_code),
+        artifacts=artifacts_dir(results),
+        calibration=workspace.root / "calibration",
+    )
+    options = RunOptions(
+        launches=request.launches,
+        percentile=50.0,
+        max_duration_s=request.max_duration_s,
+        threads=request.threads,
+        accuracy=None,
+        seed=request.seed,
+    )
+
+    def measure(artifact: Artifact) -> dict[str, Any]:
+        recording = run([artifact], device=request.device, options=options, results=results)
+        # An emulated device's rows are marked so, and whoever reads the samples leaves them out.
+        tables = build([store(results).load(recording.id)], include_emulated=True)
+        frames = {"latency": tables.latency, "energy": tables.energy, "power": tables.power}
+        return {name: _row(frame) for name, frame in frames.items()}
+
+    return subject, measure, options
+
+
+def _row(frame: pd.DataFrame) -> dict[str, Any]:
+    """The one row of a table, with None where a cell is empty and Python's own numbers."""
+    found = frame.astype(object).where(frame.notna(), None).iloc[0].to_dict()
+    return {k: v.item() if hasattr(v, "item") else v for k, v in found.items()}
 
 
 def list_devices() -> list[DeviceSummary]:
@@ -293,6 +406,73 @@ def plot_power(
     return draw(loaded, directory, channel=channel)
 
 
+def check(
+    candidates: Sequence[str | Path],
+    baselines: Sequence[str | Path] = (),
+    *,
+    history: str | Path | None = None,
+    device: str = "local",
+    options: CheckOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> CheckResult:
+    """Is a candidate slower than its baseline, or than its history, by more than is allowed?
+
+    Args:
+        candidates, baselines: artifact directories, or directories of artifacts.
+        history: a results directory with earlier recordings, in the place of baselines.
+
+    Raises:
+        UsageError: both or neither of baselines and history.
+        EdgebenchError: see ``edgebench.gate.check.check``.
+    """
+    from edgebench.device import load
+    from edgebench.errors import UsageError
+    from edgebench.gate.check import check as check_pairs
+    from edgebench.gate.history import check_history
+    from edgebench.gate.pairs import load_side, pair
+
+    if bool(baselines) == (history is not None):
+        raise UsageError("give either --baseline or --history")
+    new = load_side([Path(path) for path in candidates], "--candidate")
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    where = results_dir(results)
+    if history is not None:
+        if not Path(history).is_dir():
+            raise UsageError(f"there is no directory {history}", fix="Name a results directory.")
+        return check_history(profile, new, Path(history), where, options, wait=wait, report=report)
+    old = load_side([Path(path) for path in baselines], "--baseline")
+    return check_pairs(profile, pair(old, new), where, options, wait=wait, report=report)
+
+
+def self_test(
+    artifact: str | Path | None = None,
+    *,
+    device: str = "local",
+    options: CheckOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    report: Callable[[dict[str, Any]], None] | None = None,
+) -> SelfTest:
+    """Check an artifact against itself, to learn what the gate is worth on a device.
+
+    Args:
+        artifact: an artifact's directory; None takes the canary.
+
+    Raises:
+        EdgebenchError: see ``edgebench.gate.selftest.self_test``.
+    """
+    from edgebench.device import load
+    from edgebench.gate.selftest import self_test as measure
+
+    profile = load(device, Workspace.find())
+    profile.require_usable()
+    chosen = Artifact.load(artifact) if artifact is not None else None
+    return measure(profile, chosen, results_dir(results), options, wait=wait, report=report)
+
+
 def evaluate_runs(
     results_dir: str | Path,
     run_ids: Sequence[str],
@@ -391,3 +571,96 @@ def _family(artifact: Artifact) -> tuple[object, ...]:
     manifest = artifact.manifest
     adapter = manifest.adapter.digest if manifest.adapter else None
     return (adapter, manifest.base.digest, manifest.lowering, manifest.statistics.seq_len)
+
+
+def fit_surrogate(
+    tables: Sequence[str | Path],
+    out: str | Path = "surrogate",
+    *,
+    features: Sequence[str] | None = None,
+    targets: Mapping[str, str] | None = None,
+    options: FitOptions | None = None,
+    report: Callable[[str, float], None] | None = None,
+) -> Fit:
+    """Fit a hardware surrogate to measured tables, and write it.
+
+    Args:
+        tables: CSV, Parquet, JSON with samples, or results directories.
+        features: input columns; the statistics vector s by default.
+        targets: head (``energy_j``, ``latency_ms``, ``power_w``) -> column.
+
+    Raises:
+        InputError: a table can't be read or used. StorageError: it can't be written.
+    """
+    from edgebench.surrogate.columns import STATISTICS
+    from edgebench.surrogate.workflow import fit_surrogate as work
+
+    paths = [Path(table) for table in tables]
+    return work(
+        paths,
+        Path(out),
+        features=tuple(features or STATISTICS),
+        targets=targets,
+        options=options,
+        report=report,
+    ).fit
+
+
+def calibrate_surrogate(
+    samples: Sequence[str | Path],
+    surrogate: str | Path = "surrogate",
+    out: str | Path | None = None,
+    *,
+    device: str | None = None,
+    targets: Mapping[str, str] | None = None,
+) -> tuple[Path, CalibrationDocument]:
+    """Fit a calibration to a device's samples, and write it; see `edgebench.surrogate.workflow`."""
+    from edgebench.surrogate.workflow import calibrate_surrogate as work
+
+    return work(
+        Path(surrogate),
+        [Path(sample) for sample in samples],
+        Path(out) if out is not None else None,
+        device=device,
+        targets=targets,
+    )
+
+
+def predict_with_surrogate(
+    device: str,
+    rows: Sequence[Mapping[str, float]],
+    surrogate: str | Path = "surrogate",
+    *,
+    calibration: str | Path | None = None,
+) -> list[dict[str, Any]]:
+    """Predict rows of features on a device, with 90 % intervals where they are known."""
+    from edgebench.surrogate.workflow import predict_rows
+
+    return predict_rows(
+        Path(surrogate),
+        device,
+        rows,
+        calibration=Path(calibration) if calibration is not None else None,
+    )
+
+
+def evaluate_surrogate(
+    tables: Sequence[str | Path],
+    surrogate: str | Path = "surrogate",
+    *,
+    sizes: Sequence[int] = (5, 10),
+    draws: int = 30,
+    seed: int = 0,
+    targets: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """How well a surrogate predicts devices, each calibrated with a few of its own rows."""
+    from edgebench.surrogate.workflow import evaluate_surrogate as work
+
+    return work(
+        Path(surrogate),
+        [Path(table) for table in tables],
+        sizes=sizes,
+        draws=draws,
+        seed=seed,
+        targets=targets,
+    )

@@ -1043,16 +1043,28 @@ def peak_rss_bytes() -> int:
 
 
 def evaluate(runtime: Runtime, entry: Document, limit: str | int, batch: int) -> Document:
-    """Task accuracy on the artifact's labelled held-out inputs (argmax of the first output)."""
+    """Task accuracy on the artifact's labelled held-out inputs (argmax of the first output).
+
+    ``right``: which examples were answered rightly, a bit each, the first the highest, as hex.
+    """
+    import numpy
+
     arrays = load_arrays(os.path.join(entry["path"], entry["evaluation"]))
     labels = arrays.pop("labels")
     count = len(labels) if limit == "all" else min(len(labels), int(limit))
-    correct, begin = 0, clock()
+    answers, begin = [], clock()
     for first in range(0, count, batch):
         here = slice(first, min(first + batch, count))
         logits = runtime.infer({name: value[here] for name, value in arrays.items()})
-        correct += int((logits.argmax(-1) == labels[here]).sum())
-    return {"correct": correct, "n": count, "duration_ns": clock() - begin}
+        answers.append(logits.argmax(-1) == labels[here])
+    found: Document = {
+        "correct": int(sum(each.sum() for each in answers)),
+        "n": count,
+        "duration_ns": clock() - begin,
+    }
+    if all(each.ndim == 1 for each in answers):
+        found["right"] = numpy.packbits(numpy.concatenate(answers)).tobytes().hex()
+    return found
 
 
 def work_solo(task: Document, protocol: Document, report: Report) -> Document:

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import edgebench
 from edgebench.cli import (
+    check,
     devices,
     doctor,
     energy,
@@ -21,10 +22,12 @@ from edgebench.cli import (
     plot,
     resume,
     run,
+    sample,
     setup,
+    surrogate,
     table,
 )
-from edgebench.cli.output import error_document, say_error, say_json
+from edgebench.cli.output import Answer, error_document, say_error, say_json
 from edgebench.errors import EdgebenchError, Interrupted, UsageError
 
 EPILOG = (
@@ -76,10 +79,13 @@ def _options(
 for module in (
     export,
     run,
+    sample,
     resume,
     table,
+    check,
     energy,
     plot,
+    surrogate,
     devices,
     meters,
     doctor,
@@ -105,6 +111,8 @@ def main(argv: list[str] | None = None) -> None:
             say_json({"error": error_document(error)})
         say_error(error)
         raise SystemExit(error.exit_code) from None
+    except Answer:
+        raise
     except SystemExit as done:
         # Typer has said on stderr what is wrong with the command line.
         if done.code == UsageError.exit_code and "--json" in arguments:

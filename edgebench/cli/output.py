@@ -40,6 +40,13 @@ DeviceNames = Annotated[
 ]
 
 
+class Answer(SystemExit):
+    """A command's own answer as its exit code, after it has printed all it has to say.
+
+    Unlike the exit of a wrong command line, which has the code of "undecided".
+    """
+
+
 def say_json(document: Any) -> None:
     """Print a document as JSON; a figure that could not be measured is null."""
     typer.echo(json.dumps(document, indent=2, allow_nan=False, default=str))

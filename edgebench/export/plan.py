@@ -117,8 +117,10 @@ def _check_lowering(request: ExportRequest, found: FoundExporter) -> None:
 def base_entry(plan: Plan) -> nouns.Base:
     """The manifest's account of the base."""
     base = plan.base
+    # A base that has a published model's shape alone says so wherever its name stands.
+    random = " (random weights)" if base.config.get("edgebench_random_weights") else ""
     return nouns.Base(
-        name=base.name,
+        name=base.name + random,
         digest=base.digest,
         architecture=base.architecture,
         hidden_size=base.hidden_size,

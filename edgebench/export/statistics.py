@@ -8,8 +8,10 @@ is counted is what stands in it.
 - **kept_heads**: heads of all those blocks together, the second axis of the scores
   [batch, heads, queries, keys].
 - **kept_ranks**: inner widths, summed, of all low-rank branches: two constant matrices in a row,
-  [k, r] then [r, n] with r < min(k, n), with no bias and nothing but scaling between. A merged
-  adapter has none left, so it counts 0.
+  [k, r] then [r, n] with r < min(k, n), with no bias and nothing but scaling between (a gate for
+  each token is that too). A merged adapter has none left, so it counts 0. A branch that is used
+  twice (DeBERTa's query projection, on tokens and on positions) counts once here, and with each use
+  in its FLOPs.
 - **param_bits**: stored bits of all parameters: every initialiser and constant but those of 64-bit
   integers, booleans and strings, which hold shapes and indices.
 
@@ -30,7 +32,7 @@ from edgebench.export.session import run_graph
 
 #: Operators that only scale, copy or convert: a branch or a score passes through them.
 _SCALING = {"Mul", "Div", "Identity", "Cast", "Dropout"}
-_SCORES = _SCALING | {"Add", "Sub", "Where", "Max", "Min", "Clip"}
+_SCORES = _SCALING | {"Add", "Sub", "Where", "Max", "Min", "Clip", "Reshape"}
 
 #: Bits per element where it is not eight times the size of a NumPy item (onnx.proto names).
 _SUB_BYTE = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
@@ -64,11 +66,12 @@ class GraphFacts:
 
 @dataclass(frozen=True)
 class Branch:
-    """A low-rank branch: its rank, and the values that it computes with the FLOPs of each."""
+    """A low-rank branch: its rank and factors, and the values that it computes with their FLOPs."""
 
     rank: int
     d_in: int
     d_out: int
+    weights: tuple[str, str]
     steps: tuple[tuple[str, int], ...]  # value, FLOPs per element of the value
 
 
@@ -88,7 +91,7 @@ def read_graph(model: Any, row: Feed) -> GraphFacts:
         seq_len=next(iter(row.values())).shape[1],
         layers=len(scores),
         heads=sum(shapes[value][1] for value in scores if len(shapes[value]) == 4),
-        ranks=sum(branch.rank for branch in branches),
+        ranks=sum({branch.weights: branch.rank for branch in branches}.values()),
         branch_flops=float(
             sum(math.prod(shapes[v]) * each for branch in branches for v, each in branch.steps)
         ),
@@ -148,7 +151,8 @@ class _Graph:
             last = self._through_scaling(up.output[0], steps)
             # The addition that joins the branch to the base's own output.
             steps += [(n.output[0], 1) for n in self.consumers[last] if n.op_type == "Add"]
-            found.append(Branch(width[1], width[0], grown[1], tuple(steps)))
+            weights = (down.input[1], up.input[1])
+            found.append(Branch(width[1], width[0], grown[1], weights, tuple(steps)))
         return found
 
     def _linear(self, node: Any) -> tuple[int, int] | None:
@@ -165,11 +169,16 @@ class _Graph:
         """Follow a value through operators that only scale it, noting their cost."""
         while len(self.consumers[value]) == 1 and self.consumers[value][0].op_type in _SCALING:
             (node,) = self.consumers[value]
-            if not all(v == value or v in self.constants for v in node.input):
+            others = [v for v in node.input if v != value and v not in self.constants]
+            if not all(node.op_type == "Mul" and self._is_gate(v) for v in others):
                 break
             value = node.output[0]
             steps.append((value, 1 if node.op_type in {"Mul", "Div"} else 0))
         return value
+
+    def _is_gate(self, value: str) -> bool:
+        """Whether a value is a gate for each token and rank, in (0, 1)."""
+        return value in self.producer and self.producer[value].op_type == "Sigmoid"
 
     def _from_activations(self, value: str) -> bool:
         """Whether a value is, but for scaling and masking, a product of two activations."""

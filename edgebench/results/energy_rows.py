@@ -88,6 +88,29 @@ def energy_of(loaded: Loaded, index: int, tokens_per_call: int | None = None) ->
     return _rows(recording, found, refused, tokens_per_call)
 
 
+def energy_in_launch(loaded: Loaded, index: int, launch: int) -> tuple[float | None, str | None]:
+    """The energy an inference (J) of one artifact in one launch; or None, and why.
+
+    The first channel that delivers, as in ``energy_of``, so that every launch has the same.
+    """
+    from edgebench.energy import EnergyError, measure
+
+    candidates = list(_candidates(loaded))
+    if not candidates:
+        return None, loaded.recording.power_absent or "its meters delivered no readings"
+    windows, idle = windows_of(loaded, index)
+    here = [window for window in windows if window.launch == launch]
+    rests = [stretch for stretch in idle if stretch.launch == launch]
+    if not here:
+        return None, f"launch {launch + 1} has no energy window of this artifact"
+    first = candidates[0]
+    try:
+        figures = measure(first.source, first.t_ns, first.value, here, rests)
+    except EnergyError as error:
+        return None, f"{first.label}: {error.message}"
+    return figures.per_inference_j.value, None
+
+
 def source_of(
     channel: MeterChannel,
     clock_bound_s: float = 0.0,

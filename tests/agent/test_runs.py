@@ -211,7 +211,7 @@ def test_the_deadline_ends_a_run(served):
 def test_the_deadline_ends_a_cool_down_too(served):
     zones = agent.device_state("before", None, [0])["temperature_c"]
     cooldown = {"below_c": -100.0, "max_s": 50.0}
-    plan = null_plan(launches=2, cooldown=cooldown, deadline_s=2.0)
+    plan = null_plan(launches=2, cooldown=cooldown, deadline_s=8.0)
     served.start(plan)
     result = served.result(plan["id"])
     # A device without a sensor does not wait for one.

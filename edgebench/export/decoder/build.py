@@ -16,6 +16,7 @@ from edgebench.export.decoder import facts, parity, schemes
 from edgebench.export.decoder.fitting import fit_to_text
 from edgebench.export.decoder.network import IDS, MASK, OPSET
 from edgebench.export.decoder.plan import DecoderPlan
+from edgebench.export.decoder.running import Ids
 from edgebench.export.decoder.writer import MODEL, write
 from edgebench.export.graph import IR_VERSION, signature
 from edgebench.export.inputs import (
@@ -31,6 +32,10 @@ from edgebench.export.request import Progress
 from edgebench.quantize import calibration
 
 _INPUTS = "inputs.npz"
+_EVALUATION = "evaluation.npz"
+
+#: Texts that perplexity is measured on, where --evaluation-limit says nothing.
+_EVALUATED = 64
 
 #: Texts that are looked at for timing rows.
 _CANDIDATES = 1024
@@ -47,6 +52,7 @@ class _Prepared:
     check: parity.Check
     calibration: list[Feed]
     calibration_source: str | None
+    evaluation: dict[str, Ids] | None
 
 
 def build(
@@ -91,7 +97,21 @@ def _prepare(plan: Plan, decoder: DecoderPlan, report: Progress) -> _Prepared:
     timing.arrays.setdefault(MASK, np.ones_like(ids))
     feeds, source = _calibration(plan, tokens)
     nested = _within(report, None, _REFERENCE, _SCHEMES - _REFERENCE)
-    return _Prepared(timing, parity.prepare(plan, ids, nested), feeds, source)
+    answers = parity.prepare(plan, ids, nested)
+    if answers.generated is not None:
+        # What a device is asked to generate as well.
+        timing.arrays["expected_tokens"] = answers.generated
+        timing.arrays["expected_prompt_len"] = np.array(answers.opening_length, np.int64)
+    return _Prepared(timing, answers.check, feeds, source, _evaluation(plan, tokens))
+
+
+def _evaluation(plan: Plan, tokens: Tokens) -> dict[str, Ids] | None:
+    """Rows of the user's texts, padded under the mask, for perplexity on the device."""
+    if plan.request.data is None or plan.decoder is None:
+        return None
+    texts = plan.decoder.texts[: plan.request.evaluation_limit or _EVALUATED]
+    rows = tokens.encode(texts, plan.request.seq_len)
+    return {MASK: np.ones_like(rows[IDS]), **rows}
 
 
 def _calibration(plan: Plan, tokens: Tokens) -> tuple[list[Feed], str | None]:
@@ -151,6 +171,10 @@ def _scheme(
     compared = prepared.check(written, directory, scheme, options, nested)
     report("writing", 0.95)
     save_arrays(directory / _INPUTS, prepared.timing.arrays)
+    evaluated = 0
+    if prepared.evaluation is not None:
+        save_arrays(directory / _EVALUATION, prepared.evaluation)
+        evaluated = len(prepared.evaluation[IDS])
     seq_len = plan.request.seq_len
     manifest = nouns.Manifest(
         schema=nouns.SCHEMA,
@@ -175,6 +199,9 @@ def _scheme(
             inputs=_INPUTS,
             inputs_n=len(prepared.timing.arrays[IDS]),
             inputs_source=prepared.timing.source,
+            evaluation=_EVALUATION if evaluated else None,
+            evaluation_n=evaluated,
+            evaluation_source=plan.decoder.texts_source if evaluated else None,
         ),
         model=MODEL,
         decoder=nouns.Decoder(

@@ -6,6 +6,7 @@ Up to ``WHOLE_BYTES`` of fp32 weights both are held whole; beyond, one layer at 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,19 @@ _OPENING = 24
 _LAYERWISE_ROWS, _LAYERWISE_TOKENS = 2, 64
 
 
-def prepare(plan: Plan, ids: Ids, report: Progress) -> Check:
+@dataclass(frozen=True)
+class Answers:
+    """What compares an artifact with PyTorch, and what PyTorch generated, if it did.
+
+    ``generated`` [k, m] follows the first ``opening_length`` tokens of the first k timing rows.
+    """
+
+    check: Check
+    generated: Ids | None = None
+    opening_length: int = 0
+
+
+def prepare(plan: Plan, ids: Ids, report: Progress) -> Answers:
     """Ask PyTorch, and return what compares an artifact with its answers.
 
     Args:
@@ -54,10 +67,10 @@ def prepare(plan: Plan, ids: Ids, report: Progress) -> Check:
         return _whole(plan, ids)
     part = np.ascontiguousarray(ids[:_LAYERWISE_ROWS, :_LAYERWISE_TOKENS])
     found = layerwise.reference(plan, part, report)
-    return _layerwise(plan, found)
+    return Answers(_layerwise(plan, found))
 
 
-def _whole(plan: Plan, ids: Ids) -> Check:
+def _whole(plan: Plan, ids: Ids) -> Answers:
     prompts = _prompts(ids)
     reference = whole(plan, prompts, ids[:2, :_OPENING])
     scale = _largest(reference.logits)
@@ -93,7 +106,7 @@ def _whole(plan: Plan, ids: Ids) -> Check:
             )
         return parity.model_copy(update={"greedy_tokens": made.size, "greedy_agreement": agreement})
 
-    return check
+    return Answers(check, reference.generated, reference.opening.shape[1])
 
 
 def _layerwise(plan: Plan, reference: layerwise.Reference) -> Check:

@@ -27,6 +27,7 @@ _TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
 }
 _BF16 = "BF16"
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, _BF16: 2}
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class _Place:
     dtype: str
     shape: tuple[int, ...]
     begin: int
+    length: int
 
 
 class Tensors:
@@ -60,9 +62,10 @@ class Tensors:
                 header = json.loads(stream.read(length))
             for name, entry in header.items():
                 if name != "__metadata__":
-                    begin = 8 + length + entry["data_offsets"][0]
-                    place = _Place(file, entry["dtype"], tuple(entry["shape"]), begin)
-                    self._places[name] = place
+                    begin, end = entry["data_offsets"]
+                    self._places[name] = _Place(
+                        file, entry["dtype"], tuple(entry["shape"]), 8 + length + begin, end - begin
+                    )
 
     def __contains__(self, name: str) -> bool:
         return name in self._places
@@ -89,8 +92,16 @@ class Tensors:
                 where=str(place.file),
                 fix="Give the checkpoint in fp32, fp16 or bf16.",
             )
+        if array.size != count or count * _BYTES[place.dtype] != place.length:
+            raise CheckpointError(
+                f"the {self.what}'s tensor {name} has another size than its header says",
+                where=str(place.file),
+                fix="Copy or download the checkpoint again.",
+            )
         # One NaN or infinity makes the sum one; the slow check only where the sum is not finite.
-        if not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = array.sum()
+        if not np.isfinite(total) and not np.isfinite(array).all():
             raise CheckpointError(
                 f"the {self.what}'s weight {name} holds NaN or infinity: its training diverged, "
                 "or the file is damaged",

@@ -15,7 +15,9 @@ the graph needs the runtime's own attention anyway.)
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +44,9 @@ _ACCURACY_LEVEL = 4
 
 # Below this a tensor stays in the graph, as onnx.save does by default.
 _EXTERNAL_BYTES = 1024
+
+# Fewer rows are not worth a thread.
+_ROWS_A_WORKER = 64
 
 # The ONNX specification recommends page alignment for what is to be mapped.
 _ALIGNMENT = 4096
@@ -269,7 +274,12 @@ class Table:
 
 
 def _plain(_name: str, rows: Rows, width: Width) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
-    return fit(rows, width.block_size, bits=width.bits)
+    """``fit`` on every core: rows are fitted alone, so the result is the same with any number."""
+    workers = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    parts = np.array_split(rows, max(1, min(workers, len(rows) // _ROWS_A_WORKER)))
+    with ThreadPoolExecutor(len(parts)) as pool:
+        found = list(pool.map(lambda p: fit(p, width.block_size, bits=width.bits), parts))
+    return np.concatenate([c for c, _ in found]), np.concatenate([s for _, s in found])
 
 
 def _by_block(n: int, k: int, width: Width) -> tuple[int, int, int]:

@@ -102,6 +102,13 @@ def test_an_adapter_for_another_base(decoders: Path, adapter: Path, tmp_path: Pa
     assert "hidden size 64, the base has 96" in str(error)
 
 
+def test_a_tied_head_that_was_adapted_alone(decoders: Path, tmp_path: Path) -> None:
+    tied = tiny.write_llama(decoders / "tied-head", tie_word_embeddings=True)
+    other = tiny.write_adapter(tied, tmp_path / "adapter", target_modules=["lm_head"])
+    error = refused(CheckpointError, tmp_path / "out", tied, adapter=other)
+    assert "lm_head" in str(error)
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [({"use_dora": True}, "DoRA"), ({"bias": "all"}, "trains biases")],

@@ -75,6 +75,24 @@ def test_the_manifest_says_how_to_generate(merged: dict[str, Artifact], llama: P
     with np.load(merged["int3"].path / "inputs.npz") as arrays:
         assert arrays["input_ids"].shape == (manifest.data.inputs_n, 24)
         assert arrays["attention_mask"].all()
+        assert arrays["expected_tokens"].shape == (2, GREEDY_TOKENS)
+        assert arrays["expected_prompt_len"] == 24
+
+
+def test_texts_of_the_user_are_prompts_and_held_out(
+    decoders: Path, llama: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("a short one.\n" + "\n".join(TEXTS[:5]))
+    artifact = one(decoders / "out", llama, data=file, evaluation_limit=3)
+    data = artifact.manifest.data
+    assert data.evaluation == "evaluation.npz"
+    assert data.evaluation_n == 3
+    assert data.evaluation_source is not None
+    assert data.evaluation_source.startswith("texts.txt")
+    with np.load(artifact.path / data.evaluation) as arrays:
+        assert arrays["input_ids"].shape == (3, 24)
+        assert arrays["attention_mask"].sum(1).tolist()[0] < 24
 
 
 @pytest.mark.parametrize(
@@ -105,6 +123,18 @@ def test_unmerged_keeps_the_branches(decoders: Path, llama: Path, adapter: Path)
     assert manifest.parity.greedy_agreement == 1
     assert manifest.adapter is not None
     assert manifest.adapter.kind == "lora"
+
+
+def test_an_adapted_head_and_one_trained_in_full(
+    decoders: Path, llama: Path, tmp_path: Path
+) -> None:
+    factors = tiny.write_adapter(
+        llama, tmp_path / "factors", target_modules=["q_proj", "lm_head"], use_rslora=True
+    )
+    trained = tiny.write_adapter(llama, tmp_path / "trained", modules_to_save=["lm_head"])
+    unmerged = one(decoders / "out", llama, adapter=factors, lowering="unmerged")
+    assert unmerged.manifest.statistics.kept_ranks == 4 + 2 + 4
+    assert one(decoders / "out", llama, adapter=trained).manifest.parity.greedy_agreement == 1
 
 
 def test_merged_leaves_no_branch(merged: dict[str, Artifact]) -> None:

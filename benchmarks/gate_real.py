@@ -1,0 +1,185 @@
+"""Does the gate hold on a real model? MiniLM against itself and against copies with more work.
+
+``edgebench check`` itself, on this machine, at sequence length 16 and a limit of 3 %:
+
+* *against itself*: the exported fp32 MiniLM is baseline and candidate. Counted are passes,
+  regressions (false alarms), undecided checks and broken environments.
+* *with added work*: copies of it whose graph has some more MatMuls of 384 x 384 on the hidden
+  states, in a branch that is multiplied by zero and added to the output, so that nothing else
+  changes. Their true slowdown is not taken from their FLOPs: it is measured in one long interleaved
+  run of its own, and printed with its interval.
+
+200 checks against itself take about an hour on a quiet machine: ``EDGEBENCH_GATE_CHECKS`` sets how
+many (default 20, and a quarter as many of each slowed copy). ``EDGEBENCH_GATE_FOREIGN_LOAD`` and
+``EDGEBENCH_GATE_CANARY_SHIFT`` are given to ``--max-foreign-load`` and ``--max-canary-shift``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from common import (
+    Bench,
+    Figure,
+    Refusal,
+    artifact,
+    at_least,
+    at_most,
+    bench,
+    environment,
+    run_benchmark,
+    table,
+)
+
+#: MatMuls of 384 x 384 that a copy has more: MiniLM has 72 of them in its six layers.
+ADDED = {"about 3 %": 2, "about 10 %": 7}
+SEQ_LEN = 16
+WIDTH = 384
+#: A copy counts as slow enough to be found only where its measured slowdown is at least the limit.
+LIMIT = 0.03
+
+
+def slowed(source: Path, target: Path, added: int) -> Path:
+    """A copy of an artifact with so many more MatMuls; its answers are the same."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    from edgebench.artifact import Artifact, FileEntry, sha256_file, write_manifest
+
+    original = Artifact.load(source)
+    shutil.copytree(source, target)
+    model = onnx.load(original.model_path)
+    graph = model.graph
+    output = graph.output[0].name
+    last = next(node for node in graph.node if output in node.output)
+    hidden = _hidden(model)
+    last.output[list(last.output).index(output)] = "edgebench_logits"
+    random = np.random.default_rng(0)
+    weight = (random.normal(size=(WIDTH, WIDTH)) / np.sqrt(WIDTH)).astype(np.float32)
+    names = [hidden]
+    for i in range(added):
+        graph.initializer.append(numpy_helper.from_array(weight + np.float32(i), f"edgebench_w{i}"))
+        names.append(f"edgebench_h{i}")
+        graph.node.append(helper.make_node("MatMul", [names[-2], f"edgebench_w{i}"], [names[-1]]))
+    zero = numpy_helper.from_array(np.zeros((), dtype=np.float32), "edgebench_zero")
+    graph.initializer.append(zero)
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMean", [names[-1]], ["edgebench_mean"], keepdims=0),
+            helper.make_node("Mul", ["edgebench_mean", "edgebench_zero"], ["edgebench_nothing"]),
+            helper.make_node("Add", ["edgebench_logits", "edgebench_nothing"], [output]),
+        ]
+    )
+    model_path = target / original.manifest.model
+    for old in target.glob("*.data"):
+        old.unlink()
+    onnx.save(model, model_path)
+    (target / "artifact.json").unlink()
+    files = {
+        str(path.relative_to(target)): FileEntry(
+            sha256=sha256_file(path), bytes=path.stat().st_size
+        )
+        for path in sorted(target.rglob("*"))
+        if path.is_file()
+    }
+    write_manifest(target, original.manifest.model_copy(update={"files": files}))
+    return target
+
+
+def _hidden(model: object) -> str:
+    """The output of the last layer's normalisation: [batch, seq, 384]."""
+    found = [
+        node.output[0]
+        for node in model.graph.node  # type: ignore[attr-defined]
+        if node.op_type == "LayerNormalization"
+    ]
+    if not found:
+        raise Refusal("the artifact's graph has no LayerNormalization to take hidden states from.")
+    return str(found[-1])
+
+
+def check(place: Bench, baseline: Path, candidate: Path, *, quick: bool) -> dict[str, object]:
+    """One check, as a person would type it."""
+    arguments = [
+        *(sys.executable, "-m", "edgebench", "check", "--device", str(place.profile)),
+        *("--results", str(place.results), "--seq-len", str(SEQ_LEN), "--json"),
+        *("--baseline", str(baseline), "--candidate", str(candidate)),
+        *("--max-regression", f"{100 * LIMIT:g}%", "--time-limit", "20" if quick else "180"),
+        *("--max-foreign-load", os.environ.get("EDGEBENCH_GATE_FOREIGN_LOAD", "5%")),
+        *("--max-canary-shift", os.environ.get("EDGEBENCH_GATE_CANARY_SHIFT", "20%")),
+        *(("--block-time", "0.2") if quick else ()),
+    ]
+    done = subprocess.run(
+        arguments,
+        cwd=place.directory,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode not in (0, 1, 2, 3) or '"findings"' not in done.stdout:
+        words = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise Refusal(f"`edgebench check` failed: {words}")
+    document: dict[str, object] = json.loads(done.stdout)
+    shutil.rmtree(place.results / "checks", ignore_errors=True)
+    return document
+
+
+def truth(place: Bench, baseline: Path, candidate: Path, *, quick: bool) -> tuple[float, ...]:
+    """How many times the candidate's latency is the baseline's, from one long run, with its 99 %
+    interval."""
+    options = ["--seq-len", str(SEQ_LEN), "--accuracy", "none", "--percentile", "90"]
+    options += ["--launches", "3" if quick else "12", "--min-count", "60" if quick else "2400"]
+    options += ["--precision", "90%", "--max-duration", "20"]
+    rows = place.run(*options, str(baseline), str(candidate))["latency"]
+    row = rows[1]
+    if row["speedup_vs_reference"] is None:
+        raise Refusal("the long run has no ratio: see its reasons with `edgebench run`.")
+    names = ("speedup_vs_reference", "speedup_vs_reference_hi", "speedup_vs_reference_lo")
+    return tuple(1 / row[name] if row[name] else float("nan") for name in names)
+
+
+def measure(quick: bool) -> list[Figure]:
+    model = artifact("fp32")
+    checks = 2 if quick else int(os.environ.get("EDGEBENCH_GATE_CHECKS", "20"))
+    with bench() as place:
+        copies = {
+            name: slowed(model, place.directory / "copies" / str(added), added)
+            for name, added in ADDED.items()
+        }
+        counts, rows, seconds = {}, [], []
+        for name, candidate in [("itself", model), *copies.items()]:
+            true = ""
+            if candidate != model:
+                ratio, lo, hi = truth(place, model, candidate, quick=quick)
+                true = f"{ratio:.3f} ({lo:.3f} – {hi:.3f})"
+            many = checks if candidate == model else max(1, checks // 4)
+            found: Counter[str] = Counter()
+            for number in range(many):
+                document = check(place, model, candidate, quick=quick)
+                found[str(document["status"])] += 1
+                seconds.append(float(document["seconds"]))  # type: ignore[arg-type]
+                print(f"{name} {number + 1}/{many}: {document['status']}", file=sys.stderr)
+            counts[name] = found
+            kinds = ("pass", "regression", "undecided", "broken environment")
+            rows.append((name, true, str(many), *(str(found[kind]) for kind in kinds)))
+    table(("against", "true ratio", "checks", "pass", "regression", "undecided", "broken"), rows)
+    print(f"seconds a check, median: {np.median(seconds):.0f}")
+    figures = [at_most(f"false alarms in {checks} checks", counts["itself"]["regression"], 0)]
+    for name in ADDED:
+        figures.append(at_most(f"{name} slower that passed", counts[name]["pass"], 0))
+    slow = counts["about 10 %"]
+    found_share = 100 * slow["regression"] / sum(slow.values())
+    figures.append(at_least("about 10 % slower that was found", found_share, 99.0, " %"))
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(run_benchmark(__doc__, measure))

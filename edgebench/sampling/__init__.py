@@ -1,0 +1,1 @@
+"""Calibration sampling: configurations drawn, exported for real, and measured on a device."""
