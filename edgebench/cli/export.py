@@ -153,7 +153,10 @@ def export(
                 f"{adapter.parity.cosine_mean:.4f}",
                 adapter.file,
             )
-    console().print(table)
+    out = console()
+    if not out.is_terminal:
+        out.width = 1000  # a path that was cut is no path
+    out.print(table)
 
 
 _COLUMNS = (
