@@ -1,34 +1,41 @@
 """The native three-bit kernel beside ONNX Runtime's own four-bit kernel, on the same file.
 
-One model of one MatMul3Bit (random codes and scales) makes two sessions: without the library ONNX
+One model of MatMul3Bit (random codes and scales) makes two sessions: without the library ONNX
 Runtime decodes the function's body at load and fuses it to MatMulNBits with four bits and int8
 activations; with it the native kernel takes the node. They take turns in one process: a round calls
 the one for some milliseconds, then the other, and gives the ratio of the faster calls of each; the
 figure is the median over the rounds. Such ratios repeat where times do not: the load of the machine
 meets both.
 
-Resident: one layer called again and again, which an L3 cache of 32 MB holds. Streaming: a chain
-of twelve layers of 4096 x 4096 (88 MB in three bits at blocks of 32), too much for any cache met
-here, and beside it the rate at which one thread of the C library reads a plain array of 256 MB
-(memchr for a byte that is not there).
+Resident: one layer called again and again, which an L3 cache of 32 MB holds. Streaming: as many
+layers of the same shape as hold 88 MB in three bits, each with weights of its own and all of one
+input, too much for any cache met here; and beside them, in the same rounds, the rate at which as
+many threads of the C library read a plain array of 256 MB (memchr for a byte that is not there).
+
+For the record, llama.cpp's Q3_K on the same shapes takes its turns too where ggml's libraries are:
+in the directory that EDGEBENCH_GGML names, or in an installed llama-cpp-python. It has no target.
 
 The library is the companion package edgebench_native, or the one that EDGEBENCH_NATIVE names.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnxruntime
 from common import Figure, Refusal, at_least, at_most, run_benchmark, table
+from ggml_q3k import Ggml, Unavailable, random_weights
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebench.agent.agent import native_kernels
@@ -39,8 +46,7 @@ from edgebench.quantize.packing import padded
 SHAPES = ((768, 3072), (4096, 4096), (4096, 11008))
 BLOCKS = (32, 128)
 ROWS = (1, 8, 128)
-LAYERS = 12
-STREAMED = 4096
+STREAMED_BYTES, QUICK_STREAMED_BYTES = 88_000_000, 8_000_000
 
 ROUNDS, QUICK_ROUNDS = 15, 3
 CALLS_S = 0.02
@@ -49,22 +55,49 @@ PLAIN_BYTES = 256 << 20
 # What must be moved: three bits and an fp16 scale a block against four bits and an fp32 scale,
 # 3.5 / 5 and 3.125 / 4.25. AVX2 has no dot product of bytes and is bound by arithmetic.
 BYTES_RATIO = {32: 0.70, 128: 0.74}
-DOT_PRODUCT = {"avx512vnni", "avxvnni", "neon-dotprod"}
+DOT_PRODUCT = {"avx512vnni", "avxvnni", "neon-dotprod", "neon-i8mm"}
 AT_MOST_M128 = 0.75
 OF_PLAIN_READ = 0.8
 
 
 @dataclass(frozen=True)
-class Pair:
-    """One cell: the median ratio native / four-bit, and the best time of either, in seconds."""
+class Cell:
+    """One line: the median ratio native / four-bit, and best times a layer in seconds.
 
+    ``q3k_s`` is None without ggml, ``plain_s`` (the whole plain read's time) without streaming.
+    """
+
+    n: int
+    k: int
+    block: int
+    m: int
+    threads: int
+    layers: int
     ratio: float
     four_s: float
     native_s: float
+    q3k_s: float | None
+    plain_s: float | None
+
+    @property
+    def title(self) -> str:
+        """Its name in the table and in the closing lines."""
+        where = "resident" if self.layers == 1 else f"streaming {self.layers}"
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        return f"{where} {self.n} x {self.k}, block {self.block}, M={self.m}, {threads}"
+
+    @property
+    def bytes_a_second(self) -> float:
+        """The rate at which the native kernel went through its weights."""
+        return _layer_bytes(self.n, self.k, self.block) / self.native_s
 
 
-def chain(n: int, k: int, block: int, layers: int) -> bytes:
-    """A model of ``layers`` products X W^T, W [n, k]."""
+def _layer_bytes(n: int, k: int, block: int) -> float:
+    return n * k * (3 + 16 / block) / 8
+
+
+def layers_model(n: int, k: int, block: int, layers: int) -> bytes:
+    """A model of ``layers`` products X W^T of one X, each with a W [n, k] of its own."""
     rng = np.random.default_rng(0)
     nodes, tensors = [], []
     for i in range(layers):
@@ -79,8 +112,8 @@ def chain(n: int, k: int, block: int, layers: int) -> bytes:
         nodes.append(
             helper.make_node(
                 functions.MATMUL,
-                [f"x{i}", *names],
-                [f"x{i + 1}"],
+                ["x", *names],
+                [f"y{i}"],
                 domain=functions.DOMAIN,
                 K=k,
                 N=n,
@@ -89,9 +122,12 @@ def chain(n: int, k: int, block: int, layers: int) -> bytes:
         )
     graph = helper.make_graph(
         nodes,
-        "chain",
-        [helper.make_tensor_value_info("x0", TensorProto.FLOAT, ["m", k])],
-        [helper.make_tensor_value_info(f"x{layers}", TensorProto.FLOAT, ["m", n])],
+        "layers",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["m", k])],
+        [
+            helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, ["m", n])
+            for i in range(layers)
+        ],
         tensors,
     )
     opsets = [("", functions.OPSET), (functions.DOMAIN, functions.DOMAIN_VERSION)]
@@ -139,47 +175,71 @@ def take_turns(*calls: Callable[[], object], rounds: int) -> list[list[float]]:
     return times
 
 
-def pair(four: list[float], ours: list[float]) -> Pair:
-    """The figures of a cell from the rounds of both."""
-    ratios = [b / a for a, b in zip(four, ours, strict=True)]
-    return Pair(statistics.median(ratios), min(four), min(ours))
-
-
-def runner(made: onnxruntime.InferenceSession, m: int, k: int) -> Callable[[], object]:
-    """A call of the session with one fixed input of m rows."""
-    x = np.random.default_rng(1).normal(size=(m, k)).astype(np.float32)
-    return lambda: made.run(None, {"x0": x})
-
-
-def resident(library: str, rounds: int, threads: int) -> Iterator[tuple[str, int, int, Pair]]:
-    """Every shape and block: (name, block, rows of activations, figures)."""
-    for n, k in SHAPES:
-        for block in BLOCKS:
-            model = chain(n, k, block, 1)
-            four, ours = session(model, None, threads), session(model, library, threads)
-            for m in ROWS:
-                calls = runner(four, m, k), runner(ours, m, k)
-                # 128 rows take a thousand times one row's time.
-                some = rounds if m < ROWS[-1] else max(3, rounds // 3)
-                times = take_turns(*calls, rounds=some)
-                yield f"{n} x {k}, block {block}, M={m}", block, m, pair(*times)
-
-
-def streaming(library: str, rounds: int, block: int) -> tuple[Pair, float, float]:
-    """A chain's figures a layer, and bytes a second: of our weights, and of a plain read."""
-    model = chain(STREAMED, STREAMED, block, LAYERS)
-    plain = np.ones(PLAIN_BYTES, np.uint8)
+@contextlib.contextmanager
+def plain_read(threads: int) -> Iterator[Callable[[], object]]:
+    """A call in which so many threads read an array of ``PLAIN_BYTES`` once, a part each."""
+    array = np.ones(PLAIN_BYTES, np.uint8)
     memchr = ctypes.CDLL(None).memchr
     memchr.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
-    calls = (
-        runner(session(model, None, 1), 1, STREAMED),
-        runner(session(model, library, 1), 1, STREAMED),
-        lambda: memchr(plain.ctypes.data, 0, PLAIN_BYTES),
-    )
-    four, ours, read = take_turns(*calls, rounds=rounds)
-    layer = pair([t / LAYERS for t in four], [t / LAYERS for t in ours])
-    moved = STREAMED * STREAMED * (3 + 16 / block) / 8
-    return layer, moved / layer.native_s, PLAIN_BYTES / min(read)
+    part = PLAIN_BYTES // threads
+    starts = [array.ctypes.data + part * i for i in range(threads)]
+    with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of the interpreter's lock
+        yield lambda: list(pool.map(lambda start: memchr(start, 0, part), starts))
+
+
+def cells(
+    library: str, ggml: Ggml | None, shape: tuple[int, int], block: int, layers: int, rounds: int
+) -> Iterator[Cell]:
+    """Every number of threads and of rows for one shape and block, on so many layers."""
+    n, k = shape
+    model = layers_model(n, k, block, layers)
+    rng = np.random.default_rng(1)
+    weights = [random_weights(n, k, rng) for _ in range(layers)] if ggml else []
+    for threads in (1, 2) if len(os.sched_getaffinity(0)) > 1 else (1,):
+        made = session(model, None, threads), session(model, library, threads)
+        for m in ROWS:
+            x = rng.normal(size=(m, k)).astype(np.float32)
+            # 128 rows take a thousand times one row's time.
+            some = rounds if m < ROWS[-1] else max(3, rounds // (3 if layers == 1 else 5))
+            with contextlib.ExitStack() as held:
+                calls = [_runner(one, x) for one in made]
+                if ggml is not None:
+                    calls.append(held.enter_context(ggml.products(weights, n, x, threads))[0])
+                if layers > 1:
+                    calls.append(held.enter_context(plain_read(threads)))
+                times = take_turns(*calls, rounds=some)
+            best = [min(taken) for taken in times]
+            yield Cell(
+                n,
+                k,
+                block,
+                m,
+                threads,
+                layers,
+                statistics.median(b / a for a, b in zip(times[0], times[1], strict=True)),
+                best[0] / layers,
+                best[1] / layers,
+                best[2] / layers if ggml is not None else None,
+                best[-1] if layers > 1 else None,
+            )
+
+
+def _runner(made: onnxruntime.InferenceSession, x: NDArray[np.float32]) -> Callable[[], object]:
+    return lambda: made.run(None, {"x": x})
+
+
+def figures_of(cell: Cell, kernel: str) -> Iterator[Figure]:
+    """The verdicts on a line: those that the kernel was made to meet."""
+    if cell.m == 1:
+        limit = BYTES_RATIO[cell.block] if kernel in DOT_PRODUCT else 1.0
+        yield at_most(cell.title, cell.ratio, limit)
+        if cell.plain_s is not None:
+            rate, plain = cell.bytes_a_second, PLAIN_BYTES / cell.plain_s
+            note = f" ({rate / 1e9:.1f} of {plain / 1e9:.1f} GB/s)"
+            name = f"{cell.title}, of a plain read"
+            yield at_least(name, rate / plain, OF_PLAIN_READ, "", note)
+    elif cell.m == ROWS[-1]:
+        yield at_most(cell.title, cell.ratio, AT_MOST_M128)
 
 
 def measure(quick: bool) -> list[Figure]:
@@ -192,31 +252,33 @@ def measure(quick: bool) -> list[Figure]:
             "of it in EDGEBENCH_NATIVE."
         )
     library, kernel = found["path"], found["kernel"]
+    print(f"kernel {kernel}, ONNX Runtime {onnxruntime.__version__}")
+    ggml: Ggml | None = None
+    try:
+        ggml = Ggml.load()
+    except Unavailable as reason:
+        print(f"Q3_K: not measured, because {reason}")
     rounds = QUICK_ROUNDS if quick else ROUNDS
-    print(f"kernel {kernel}, ONNX Runtime {onnxruntime.__version__}\n")
-    rows, figures = [], []
-    for threads in (1, 2) if len(os.sched_getaffinity(0)) > 1 else (1,):
-        for name, block, m, cell in resident(library, rounds, threads):
-            title = f"{name}, {threads} thread{'s' if threads > 1 else ''}"
-            rows.append(_row(title, cell))
-            limit = BYTES_RATIO[block] if kernel in DOT_PRODUCT else 1.0
-            if threads == 1 and m in (1, ROWS[-1]):
-                figures.append(at_most(title, cell.ratio, limit if m == 1 else AT_MOST_M128))
-    for block in BLOCKS:
-        cell, rate, plain = streaming(library, rounds, block)
-        title = f"streaming {LAYERS} x {STREAMED}^2, block {block}, M=1"
-        rows.append(_row(f"{title}, a layer", cell))
-        limit = BYTES_RATIO[block] if kernel in DOT_PRODUCT else 1.0
-        figures.append(at_most(title, cell.ratio, limit))
-        note = f" ({rate / 1e9:.1f} of {plain / 1e9:.1f} GB/s)"
-        figures.append(at_least(f"{title}, of a plain read", rate / plain, OF_PLAIN_READ, "", note))
-    table(("what", "4 bit us", "native us", "ratio"), rows)
-    return figures
+    streamed = QUICK_STREAMED_BYTES if quick else STREAMED_BYTES
+    done: list[Cell] = []
+    for shape in SHAPES[:1] if quick else SHAPES:
+        for block in BLOCKS:
+            enough = max(2, -int(-streamed // _layer_bytes(*shape, block)))
+            for layers in (1, enough):
+                print(
+                    f"{shape[0]} x {shape[1]}, block {block}, layers {layers} ...", file=sys.stderr
+                )
+                done += cells(library, ggml, shape, block, layers, rounds)
+    print()
+    table(("a layer", "4 bit us", "native us", "Q3_K us", "ratio", "to Q3_K"), map(_row, done))
+    return [figure for cell in done for figure in figures_of(cell, kernel)]
 
 
-def _row(title: str, cell: Pair) -> tuple[str, str, str, str]:
-    times = (f"{1e6 * s:.1f}" for s in (cell.four_s, cell.native_s))
-    return (title, *times, f"{cell.ratio:.3f}")
+def _row(cell: Cell) -> tuple[str, ...]:
+    times = (cell.four_s, cell.native_s, cell.q3k_s)
+    shown = ("" if s is None else f"{1e6 * s:.1f}" for s in times)
+    beside = "" if cell.q3k_s is None else f"{cell.native_s / cell.q3k_s:.3f}"
+    return (cell.title, *shown, f"{cell.ratio:.3f}", beside)
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def _measure(
             Quality(
                 scheme=scheme,
                 bits=told.file_bits_per_weight,
-                megabytes=target.stat().st_size / 1e6,
+                megabytes=sum(p.stat().st_size for p in directory.glob(f"{target.name}*")) / 1e6,
                 seconds=seconds,
                 cosine_mean=float(cosine.mean()),
                 cosine_min=float(cosine.min()),

@@ -13,7 +13,7 @@ Attributes K and block_size. Version 1 of the domain.
 
 The body below is standard ONNX (opset 18 or later). Everything that depends on the dictionary alone
 is constant, and folded when the session is made: what runs is one product of the coefficients,
-scattered to the M atoms, with the decoded atoms. A kernel of this name may look the atoms up
+scattered to the M atoms, with the decoded atoms. The native kernel (``native/``) looks the atoms up
 instead; it takes the node over where it is registered.
 """
 

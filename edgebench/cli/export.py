@@ -153,10 +153,10 @@ def export(
                 f"{adapter.parity.cosine_mean:.4f}",
                 adapter.file,
             )
-    out = console()
-    if not out.is_terminal:
-        out.width = 1000  # a path that was cut is no path
-    out.print(table)
+    screen = console()
+    if not screen.is_terminal:
+        screen.width = 1000  # a path that was cut is no path
+    screen.print(table)
 
 
 _COLUMNS = (

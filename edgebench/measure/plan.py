@@ -27,6 +27,9 @@ _SESSION_OPTIONS = ("session_options", "session_options_x86_without_vnni")
 #: Weights of fewer bits stand in ops of our own domain.
 _NATIVE_BELOW_BITS = 8
 
+#: Adapters whose update is an op of our own domain, whatever the weights' bits.
+_NATIVE_ADAPTERS = ("himalaya",)
+
 
 async def build_plan(
     session: Session,
@@ -202,7 +205,8 @@ def _worker_entry(
         "inputs": manifest.data.inputs,
         "evaluation": manifest.data.evaluation if labelled else None,
         # Ops of our own domain, for which a device may have kernels.
-        "native": manifest.quantization.storage_bits < _NATIVE_BELOW_BITS,
+        "native": manifest.quantization.storage_bits < _NATIVE_BELOW_BITS
+        or (manifest.adapter is not None and manifest.adapter.kind in _NATIVE_ADAPTERS),
         **(
             {
                 "adapters": {adapter.name: adapter.file for adapter in manifest.adapters},

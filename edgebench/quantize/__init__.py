@@ -82,7 +82,8 @@ def quantize(
     Args:
         source: a readable fp32 ONNX file, with its external data beside it if it has any.
         target: the ONNX file to write; ``<target>.data`` appears beside it when the weights
-            do not fit into one protobuf (2 GiB).
+            do not fit into one protobuf (2 GiB), and for int3 and mixed from 4 MiB on, so that a
+            runtime maps them.
         scheme: one of ``SCHEMES``.
         calibration: inputs of the model, batch by batch, that the schemes of ``CALIBRATED`` fit
             weights to; the others ignore them. Without any, int4 and int3 round plainly.

@@ -17,6 +17,11 @@ INLINE_LIMIT_BYTES = (1 << 31) - (1 << 26)
 # Below this many bytes a tensor stays in the graph even when the others move out.
 _EXTERNAL_TENSOR_BYTES = 1024
 
+# From this many bytes on, few-bit weights lie in a file of their own, which ONNX Runtime maps: the
+# native kernels pack them, and only pages of a file can be given back after that. In a smaller
+# model one file is worth more than what is saved.
+MAPPED_BYTES = 4 << 20
+
 READABLE_IR = 13
 """ONNX Runtime 1.31 reads IR versions up to this one."""
 
@@ -47,8 +52,11 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def save(model: onnx.ModelProto, target: Path) -> None:
+def save(model: onnx.ModelProto, target: Path, *, mapped: bool = False) -> None:
     """Write ``target`` (and ``<target>.data`` when the weights are too large for one message).
+
+    Args:
+        mapped: write ``<target>.data`` from ``MAPPED_BYTES`` on.
 
     Notes and metadata on nodes and values are dropped, so equal models are equal bytes. The files
     are written under a temporary name beside the target, and renamed when complete.
@@ -61,7 +69,7 @@ def save(model: onnx.ModelProto, target: Path) -> None:
     try:
         with tempfile.TemporaryDirectory(prefix=".quantize-", dir=target.parent) as directory:
             staged = Path(directory) / target.name
-            if too_large(model):
+            if too_large(model, MAPPED_BYTES if mapped else INLINE_LIMIT_BYTES):
                 onnx.save(
                     model,
                     os.fspath(staged),
@@ -99,10 +107,10 @@ def unwritable(target: Path, error: Exception) -> StorageError:
     )
 
 
-def too_large(model: onnx.ModelProto) -> bool:
+def too_large(model: onnx.ModelProto, limit_bytes: int = INLINE_LIMIT_BYTES) -> bool:
     """Whether the weights need a file of their own."""
     total: int = sum(tensor.ByteSize() for tensor in model.graph.initializer)
-    return total > INLINE_LIMIT_BYTES
+    return total > limit_bytes
 
 
 def _strip(model: onnx.ModelProto) -> None:

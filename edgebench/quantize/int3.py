@@ -81,7 +81,7 @@ def convert(
     )
     blocks.rewrite(graph, plan, fitted)
     progress("writing", 0.95)
-    files.save(model, target)
+    files.save(model, target, mapped=True)
     ours = [node.op_type for node in model.graph.node if node.domain == functions.DOMAIN]
     result = blocks.quantization(
         "int3",

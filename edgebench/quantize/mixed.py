@@ -105,7 +105,7 @@ def convert(
     )
     blocks.rewrite(graph, plan, fitted)
     progress("writing", 0.95)
-    files.save(model, target)
+    files.save(model, target, mapped=True)
     result = blocks.quantization(
         "mixed",
         model,

@@ -298,6 +298,6 @@ bool supported() {
 
 }  // namespace
 
-const Kernel kAvx2 = {"avx2", supported, quantize_row, matmul};
+const Kernel kAvx2 = {"avx2", supported, quantize_row, matmul, update_avx2};
 
 }  // namespace edgebench

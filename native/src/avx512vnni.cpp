@@ -174,6 +174,6 @@ bool supported() {
 
 }  // namespace
 
-const Kernel kAvx512Vnni = {"avx512vnni", supported, quantize_row, matmul};
+const Kernel kAvx512Vnni = {"avx512vnni", supported, quantize_row, matmul, update_avx2};
 
 }  // namespace edgebench

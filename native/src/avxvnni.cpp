@@ -116,6 +116,6 @@ bool supported() {
 
 }  // namespace
 
-const Kernel kAvxVnni = {"avxvnni", supported, quantize_row, matmul};
+const Kernel kAvxVnni = {"avxvnni", supported, quantize_row, matmul, update_avx2};
 
 }  // namespace edgebench

@@ -7,6 +7,10 @@
 
 namespace edgebench {
 
+void update_scalar(const Atoms&, const uint32_t*, const int8_t*, size_t, const float*, float*);
+void update_avx2(const Atoms&, const uint32_t*, const int8_t*, size_t, const float*, float*);
+void update_neon(const Atoms&, const uint32_t*, const int8_t*, size_t, const float*, float*);
+
 extern const Kernel kScalar;
 extern const Kernel kAvx2;
 extern const Kernel kAvxVnni;

@@ -86,6 +86,6 @@ bool supported() { return true; }  // Advanced SIMD is part of every aarch64 Lin
 
 }  // namespace
 
-const Kernel kNeon = {"neon", supported, quantize_row, matmul};
+const Kernel kNeon = {"neon", supported, quantize_row, matmul, update_neon};
 
 }  // namespace edgebench

@@ -118,6 +118,6 @@ bool supported() { return (getauxval(AT_HWCAP) & kHwcapDot) != 0; }
 
 }  // namespace
 
-const Kernel kNeonDot = {"neon-dotprod", supported, quantize_row, matmul};
+const Kernel kNeonDot = {"neon-dotprod", supported, quantize_row, matmul, update_neon};
 
 }  // namespace edgebench

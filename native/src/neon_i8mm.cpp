@@ -115,6 +115,6 @@ void quantize_row(const Packed& w, const float* x, int8_t* values, float* scales
 
 }  // namespace
 
-const Kernel kNeonI8mm = {"neon-i8mm", supported, quantize_row, matmul};
+const Kernel kNeonI8mm = {"neon-i8mm", supported, quantize_row, matmul, update_neon};
 
 }  // namespace edgebench

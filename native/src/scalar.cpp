@@ -47,6 +47,6 @@ bool supported() { return true; }
 
 }  // namespace
 
-const Kernel kScalar = {"scalar", supported, quantize_row, matmul};
+const Kernel kScalar = {"scalar", supported, quantize_row, matmul, update_scalar};
 
 }  // namespace edgebench

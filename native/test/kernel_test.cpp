@@ -191,6 +191,67 @@ void check_reference(const Case& c, std::mt19937& random) {
   }
 }
 
+// DictionaryUpdate: every kernel with the bits of the scalar one, and that one against double
+// arithmetic straight from the planes, within the bound that dictionary.h states.
+void check_update(size_t atoms, size_t k, size_t block, size_t count, float scale, bool finite,
+                  std::mt19937& random) {
+  Matrix matrix = random_matrix({1, atoms, k, block}, random);
+  if (!finite) matrix.scales[random() % matrix.scales.size()] = random() % 2 ? 0x7c00 : 0x7e01;
+  std::vector<int8_t> smooth(k), coefficients(count);
+  std::vector<uint32_t> indices(count);
+  for (auto& s : smooth) s = static_cast<int8_t>(random());
+  for (auto& c : coefficients) c = static_cast<int8_t>(random() % 9 == 0 ? 0 : random());
+  for (auto& i : indices) i = static_cast<uint32_t>(random() % atoms);
+  const std::vector<float> x = activations({1, 1, k, block}, random, scale);
+  const Planes w = matrix.planes();
+  const DictionaryPlanes planes{w.low, w.high, w.scales, smooth.data(), atoms, k, block};
+  const AtomsSize size = atoms_size(planes);
+  std::vector<uint8_t> codes(size.code_bytes);
+  std::vector<float> scales(size.scale_count), powers(size.power_count);
+  const Atoms d = pack_atoms(planes, codes.data(), scales.data(), powers.data());
+  const Case c{count, atoms, k, block};
+  std::vector<float> want(k, 7), got(k, 8);
+  choose("scalar")->update(d, indices.data(), coefficients.data(), count, x.data(), want.data());
+  size_t compiled;
+  const Kernel* all = kernels(&compiled);
+  for (size_t e = 0; e < compiled; ++e) {
+    if (!all[e].supported()) continue;
+    all[e].update(d, indices.data(), coefficients.data(), count, x.data(), got.data());
+    for (size_t i = 0; i < k; ++i) {
+      ++checks;
+      if (!same(got[i], want[i])) fail("update differs", all[e].name, c, i, got[i], want[i]);
+    }
+  }
+  if (!finite) return;
+  std::vector<double> r(k, 0);
+  double whole = 0, norm = 0, dot = 0, squares = 0;
+  std::vector<float> row(k);
+  std::vector<double> all_of(k, 0);
+  for (size_t j = 0; j < count; ++j) {
+    decode_row(w, indices[j], row.data());
+    for (size_t i = 0; i < k; ++i) {
+      const double term = coefficients[j] * (row[i] * exp2(smooth[i] / 16.0));
+      r[i] += term;
+      all_of[i] += fabs(term);
+    }
+  }
+  for (size_t i = 0; i < k; ++i) {
+    whole += all_of[i] * all_of[i];
+    norm += r[i] * r[i];
+    dot += r[i] * x[i];
+    squares += static_cast<double>(x[i]) * x[i];
+  }
+  const double u = 0x1p-24, kappa = norm > 0 ? sqrt(whole / norm) : 1;
+  if (norm > 0 && (u * kappa * (count + 4.0) > 1e-3 || norm < 1e-28)) return;  // no bound is stated
+  const double rest = 2.0 * k + 8 + 8 * kappa * (count + 4.0);
+  const double bound = u * sqrt(squares / k) * rest + 1e-37;
+  for (size_t i = 0; i < k; ++i) {
+    ++checks;
+    const double exact = norm > 0 ? r[i] * dot / (norm * sqrt(static_cast<double>(k))) : 0;
+    if (!(fabs(want[i] - exact) <= bound)) fail("update", "scalar", c, i, want[i], exact);
+  }
+}
+
 void check_halves() {
   for (unsigned bits = 0; bits < 0x10000; ++bits) {
     const int exponent = bits >> 10 & 31;
@@ -271,6 +332,12 @@ int main(int argc, char** argv) {
     }
   }
   for (const size_t block : {1, 7, 16, 24, 32, 100}) check_reference({3, 11, 53, block}, random);
+
+  const size_t any_block[] = {1, 5, 8, 32, 100, 128, 1024};
+  for (int i = 0; i < 10 * cases; ++i) {
+    check_update(below(60), below(i % 4 ? 300 : 1500), any_block[random() % 7], random() % 6,
+                 i % 3 ? 1.0f : 1e-3f, i % 5 != 0, random);
+  }
 
   size_t count;
   const Kernel* all = kernels(&count);

@@ -9,7 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from edgebench.artifact import Artifact
@@ -19,9 +21,11 @@ from edgebench.export.base import read_base
 from edgebench.export.checkpoint import AdapterCheckpoint, read_adapter
 from edgebench.export.exporter import find_exporter
 from edgebench.export.weights import TensorInfo
+from edgebench.measure.plan import _worker_entry as worker_entry
 from edgebench.workspace import builtin_root
 from tests.export import tiny
 from tests.fixtures_export import require
+from tests.native import building
 
 require("torch", "transformers", "peft", "onnxscript")
 
@@ -105,6 +109,24 @@ def test_himalayas_update_is_an_op_of_our_own_whose_body_travels_along(checkpoin
         assert not any(
             list(t.dims) == [tiny.HIDDEN] * 2 and "atom" in t.name for t in planes.values()
         )
+
+
+def test_himalayas_update_is_taken_over_by_the_native_kernel(checkpoint, base, room):
+    (artifact,) = exported(checkpoint("himalaya"), base, room / "out", lowering="unmerged")
+    assert worker_entry(artifact, True, None)["native"]
+    with np.load(artifact.path / artifact.manifest.data.inputs) as rows:
+        feed = {name: rows[name][:4] for name in rows.files}
+    outputs = []
+    for library in (None, building.library()):
+        options = onnxruntime.SessionOptions()
+        options.optimized_model_filepath = str(room / "optimised.onnx")
+        if library:
+            options.register_custom_ops_library(str(library))
+        made = onnxruntime.InferenceSession(artifact.model_path, options)
+        outputs.append(made.run(None, feed)[0])
+        nodes = onnx.load(room / "optimised.onnx").graph.node
+        assert any(n.op_type == "DictionaryUpdate" for n in nodes) == (library is not None)
+    np.testing.assert_allclose(*outputs, atol=1e-5)
 
 
 def test_one_universal_file_is_exported_on_other_widths_depths_and_architectures(checkpoint, room):

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgebench.agent import agent
 from edgebench.quantize import functions
 from edgebench.quantize.packing import pack
-from tests.native import building
+from tests.native import building, sanitized
 
 BODIES = {"MatMul3Bit": functions.matmul, "Gather3Bit": functions.gather}
 TYPES = {
@@ -27,13 +27,9 @@ TYPES = {
 }
 
 
-SANITIZED = "EDGEBENCH_TEST_SANITIZED"
-"""Set in the process that runs these very tests under AddressSanitizer: the library to test."""
-
-
 @pytest.fixture(scope="module")
 def library():
-    return os.environ.get(SANITIZED) or str(building.library())
+    return os.environ.get(sanitized.LIBRARY) or str(building.library())
 
 
 def matrix(n, k, block, seed=0):
@@ -317,34 +313,7 @@ def test_indices_of_another_type_are_refused_with_a_status(library):
 
 
 def test_all_of_this_holds_under_the_sanitizers():
-    if SANITIZED in os.environ:
-        pytest.skip("these are the tests under the sanitizers")
-    compiler = os.environ.get("CXX", "c++")
-    folder = building.build("edgebench_ops", "-DEDGEBENCH_SANITIZE=ON")
-    runtimes = [
-        subprocess.run(
-            [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")
-    ]
-    if not all(building.Path(path).is_absolute() for path in runtimes):
-        pytest.skip(f"{compiler} has no shared sanitizer libraries")
-    environment = {
-        **os.environ,
-        SANITIZED: str(folder / "libedgebench_ops.so"),
-        "LD_PRELOAD": " ".join(runtimes),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-qs", "-p", "no:cacheprovider", __file__],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=250,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout
+    sanitized.run_again(__file__)
 
 
 FORCED = """

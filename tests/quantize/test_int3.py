@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from edgebench.errors import InputError, UsageError
-from edgebench.quantize import functions, int3, quantize
+from edgebench.quantize import files, functions, int3, quantize
 from edgebench.quantize.fit import dequantize, fit
 from edgebench.quantize.packing import unpack
 from tests.quantize import models
@@ -217,3 +217,24 @@ def test_an_opset_that_is_too_old_is_refused(tmp_path):
 def test_the_registry_reaches_the_scheme(tmp_path):
     source = models.save(models.linear(np.ones((64, 64), np.float32)), tmp_path / "s.onnx")
     assert quantize(source, tmp_path / "t.onnx", "int3").scheme == "int3"
+
+
+@pytest.mark.parametrize("scheme", ["int3", "mixed"])
+def test_weights_of_a_larger_model_lie_in_a_file_that_is_mapped(tmp_path, monkeypatch, scheme):
+    """The same values and the same account of them, whether in one file or in two."""
+    source = tmp_path / "s.onnx"
+    rng = np.random.default_rng(0)
+    onnx.save(models.linear(rng.normal(size=(96, 512)).astype(np.float32)), source)
+    x = rng.normal(size=(1, 600, 96)).astype(np.float32)
+    how = {"calibration": [{"X": x}], "mixed_bits": 4}
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one = quantize(source, tmp_path / "one" / "m.onnx", scheme, **how)
+    monkeypatch.setattr(files, "MAPPED_BYTES", 1000)
+    two = quantize(source, tmp_path / "two" / "m.onnx", scheme, **how)
+    assert one == two
+    assert [path.name for path in sorted((tmp_path / "one").iterdir())] == ["m.onnx"]
+    found = sorted(path.name for path in (tmp_path / "two").iterdir())
+    assert found == ["m.onnx", "m.onnx.data"]
+    y = [models.run(models.session(tmp_path / p / "m.onnx"), X=x) for p in ("one", "two")]
+    assert np.array_equal(*y)

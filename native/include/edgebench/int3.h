@@ -29,6 +29,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "edgebench/dictionary.h"
+
 namespace edgebench {
 
 constexpr size_t kTileRows = 16;
@@ -76,6 +78,7 @@ struct Kernel {
   bool (*supported)();  // whether this processor and its system run it
   QuantizeRow quantize_row;
   MatMul matmul;
+  UpdateRow update;
 };
 
 // The kernels compiled in, the fastest first; the last is scalar, which runs everywhere.

@@ -72,7 +72,8 @@ namespace ort {
 constexpr uint32_t kApiVersion = 17;
 
 // enum ONNXTensorElementDataType
-constexpr int kUndefined = 0, kFloat = 1, kUint8 = 2, kInt32 = 6, kInt64 = 7, kFloat16 = 10;
+constexpr int kUndefined = 0, kFloat = 1, kUint8 = 2, kInt8 = 3, kInt32 = 6, kInt64 = 7;
+constexpr int kFloat16 = 10;
 // enum OrtErrorCode
 constexpr int kFail = 1, kInvalidArgument = 2, kInvalidGraph = 10;
 // enum OrtCustomOpInputOutputCharacteristic, OrtMemType
