@@ -17,7 +17,7 @@ run: setup $(HELD_OUT)
 	$(BIN)/edgebench run --device local --percentile 95
 
 test: setup-dev setup-optimum
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup-dev
 	$(BIN)/ruff format --check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from hypothesis import settings
 
 # A shell that starts the tests in the background lets them ignore SIGINT, and what is ignored stays
@@ -13,3 +14,24 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 # A busy machine is no failure of a property.
 settings.register_profile("edgebench", deadline=None)
 settings.load_profile("edgebench")
+
+#: What takes longest, longest first: begun last, one of two workers would wait for it.
+SLOW = (
+    "tests/standin/",
+    "tests/faults/test_standin.py",
+    "tests/benchmarks/",
+    "tests/faults/",
+    "tests/test_package.py",
+    "tests/export/",
+    "tests/exporters/",
+    "tests/native/",
+    "tests/measure/",
+    "tests/quantize/",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, start in enumerate(SLOW) if item.nodeid.startswith(start)), len(SLOW))
+
+    items.sort(key=rank)  # stable: the order within a file stays
