@@ -91,7 +91,17 @@ def test_3_broken_environment_when_others_use_the_processors(bench: Bench, model
     burn = [sys.executable, "-c", "while True: pass"]
     burners = [subprocess.Popen(burn) for _ in range(os.cpu_count() or 1)]
     try:
-        done = check(bench, "--baseline", old, "--candidate", slow, "--max-blocks", "4")
+        done = check(
+            bench,
+            "--baseline",
+            old,
+            "--candidate",
+            slow,
+            "--max-blocks",
+            "8",
+            "--max-foreign-load",
+            "1%",
+        )
     finally:
         for burner in burners:
             burner.kill()

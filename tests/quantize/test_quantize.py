@@ -190,6 +190,7 @@ def test_external_data_are_read_and_written(source, tmp_path, scheme, monkeypatc
     external.mkdir()
     first = quantize(apart / "s.onnx", inline / "t.onnx", scheme, **HOW)
     monkeypatch.setattr(files, "INLINE_LIMIT_BYTES", 10_000)
+    monkeypatch.setattr(files, "MAPPED_BYTES", 10_000)
     second = quantize(apart / "s.onnx", external / "t.onnx", scheme, **HOW)
     assert first == second
     assert [p.name for p in inline.iterdir()] == ["t.onnx"]
