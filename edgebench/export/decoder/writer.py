@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,14 @@ def write(
     unmerged: bool,
     progress: Progress,
     fitted: Fit | None = None,
+    swapped: Collection[str] = (),
 ) -> Decoder:
     """Write model.onnx and model.onnx.data.
 
     Args:
         bits: of what has no width: 32 or 16.
         progress: called before each part with the share of the weights that is done.
+        swapped: names of the matrices whose branch is inputs of the graph.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
@@ -54,7 +57,7 @@ def write(
     total = architecture.matrix_weights
     try:
         storage = Storage(data, bits, fitted)
-        network = Network(architecture, source, storage, widths, unmerged)
+        network = Network(architecture, source, storage, widths, unmerged, swapped)
         progress("storing the embeddings", 0.0)
         shared = network.shared()
         embed, table = network.embed()
