@@ -72,10 +72,10 @@ def plan_decoder(
     adapted = tuple(_adapted(architecture, alone, member) for member in members)
     swappable = request.lowering == "swappable"
     if swappable:
-        for source, member in zip(adapted, members, strict=True):
-            _refuse_replaced(source, member)
+        for each, member in zip(adapted, members, strict=True):
+            _refuse_replaced(each, member)
     elif request.lowering == "base":
-        adapted = tuple(source.without_branches() for source in adapted)
+        adapted = tuple(each.without_branches() for each in adapted)
     size = 4 * architecture.matrix_weights
     if request.calibration is not None and size > WHOLE_BYTES:
         raise UsageError(
