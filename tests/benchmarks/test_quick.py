@@ -21,7 +21,10 @@ from tests.native import building
 ROOT = BENCHMARKS.parent
 MINILM = ("harness", "process", "repeatability", "dispatch", "gate_real")
 DECODERS = ("decoder_export", "decoder_quality")
-OTHERS = ("startup", "fleet", "energy_coverage", "kernel3", "quant", "quant_quality", "gate")
+OTHERS = (
+    *("startup", "fleet", "energy_coverage", "kernel3", "quant", "quant_quality", "gate"),
+    "surrogate_local",
+)
 EVERY = (*MINILM, *OTHERS, *DECODERS)
 PEERS = list(Path.home().glob(".cache/edgebench-benchmarks/optimum-benchmark-*/bin/python"))
 
