@@ -23,7 +23,7 @@ from typing import Any
 
 import local_samples
 import numpy as np
-from common import ROOT, Figure, table, within
+from common import ROOT, Figure, Refusal, environment, table, within
 from local_samples import ADAPTER, BASE, LAUNCHES, SEED, LocalDevice, Place
 
 #: Shares of the latency that the surrogate gives for the whole model.
@@ -45,7 +45,12 @@ class Trained:
     low_ms: float | None
     high_ms: float | None
     accuracy: float
-    statistics: tuple[float, ...]
+    statistics: tuple[int, int, int]
+
+    @classmethod
+    def read(cls, path: Path) -> Trained:
+        document = json.loads(path.read_text())
+        return cls(**{**document, "statistics": tuple(document["statistics"])})
 
 
 def promise(quick: bool, whole: Any, tag: str, place: Place) -> list[Figure]:
@@ -67,9 +72,14 @@ def promise(quick: bool, whole: Any, tag: str, place: Place) -> list[Figure]:
         adapters[share] = where
     artifacts = {share: export(where, place, device) for share, where in adapters.items()}
     for share, where in adapters.items():
-        said = Trained(**json.loads((where / "trained.json").read_text()))
+        said = Trained.read(where / "trained.json")
         artifact = artifacts[share]
         found = artifact.manifest.statistics
+        kept = (found.kept_layers, found.kept_heads, found.kept_ranks)
+        if kept != said.statistics:
+            raise Refusal(
+                f"the artifact keeps {kept}, the gates {said.statistics}: a fault of ours"
+            )
         row = measure(artifact, device, place)
         ratio = row["latency_p50_ms"] / said.promised_ms
         lines.append(
@@ -82,7 +92,7 @@ def promise(quick: bool, whole: Any, tag: str, place: Place) -> list[Figure]:
                 f"{row['latency_p50_ms']:.2f} ± {_half(row):.2f}",
                 f"{ratio:.3f}",
                 f"{row['latency_p50_ms'] / said.budget_ms:.3f}",
-                f"{found.kept_layers}/{found.kept_heads}/{found.kept_ranks}",
+                "/".join(map(str, kept)),
                 f"{100 * said.accuracy:.1f}",
                 row["verdict"],
             )
@@ -207,7 +217,7 @@ def train(where: Path, oracle: Oracle, budget_ms: float, steps: int) -> None:
     with torch.no_grad():
         promised_expected = float(oracle.latency_ms(expected()))
         hard = hard_counts(model)
-        promised = float(oracle.latency_ms(torch.tensor(hard)))
+        promised = float(oracle.latency_ms(torch.tensor(hard).double()))
         right = model(**{k: v for k, v in texts["held_out"].items() if k != "labels"}).logits
         accuracy = float((right.argmax(-1) == texts["held_out"]["labels"]).float().mean())
     gated_files.save(
@@ -260,7 +270,7 @@ def gated_minilm() -> tuple[Any, Any]:
     return model, AutoTokenizer.from_pretrained(path)
 
 
-def hard_counts(model: Any) -> tuple[float, float, float]:
+def hard_counts(model: Any) -> tuple[int, int, int]:
     """Layers, heads and ranks that the hard gates keep, as an artifact's statistics count them."""
     heads = model.head_values() > 0
     kept = [i for i in model.kept_layers() if bool(heads[i].any())]
@@ -268,9 +278,9 @@ def hard_counts(model: Any) -> tuple[float, float, float]:
     ranks = 0
     for module, part in model.factors().items():
         layer = int(module.partition(inside)[2].partition(".")[0])
-        if layer in model.kept_layers():
+        if layer in kept:
             ranks += int((part.gate.value() > 0).sum())
-    return float(len(kept)), float(heads[kept].sum()), float(ranks)
+    return len(kept), int(heads[kept].sum()), ranks
 
 
 def export(where: Path, place: Place, device: LocalDevice) -> Any:
@@ -296,8 +306,6 @@ def export(where: Path, place: Place, device: LocalDevice) -> Any:
 def measure(artifact: Any, device: LocalDevice, place: Place) -> dict[str, Any]:
     """A row of the latency table, measured as samples are."""
     import subprocess
-
-    from common import Refusal, environment
 
     command = [sys.executable, "-m", "edgebench", "run", str(artifact.path)]
     command += ["--device", device.tag, "--launches", str(LAUNCHES), "--percentile", "50"]

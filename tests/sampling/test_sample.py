@@ -49,7 +49,7 @@ def subject(checkpoint, out: Path, **options) -> tuple[SampleRequest, Subject]:
         request,
         load("local", Workspace.find()),
         exporter_dirs=(builtin_root() / "exporters",),
-        artifacts=out / "artifacts",
+        artifacts=base.parent / "artifacts",  # a configuration is exported once for all tests
         calibration=out / "calibration",
     )
 
