@@ -11,7 +11,7 @@ from edgebench.errors import CheckpointError, UsageError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
 from edgebench.export.data import read_texts
-from edgebench.export.decoder import schemes
+from edgebench.export.decoder import schemes, sensitivity
 from edgebench.export.decoder.architecture import HEAD, TABLE, Architecture, read_architecture
 from edgebench.export.decoder.source import Source, Tensors
 from edgebench.export.exporter import LowRank
@@ -76,20 +76,17 @@ def plan_decoder(
             _refuse_replaced(each, member)
     elif request.lowering == "base":
         adapted = tuple(each.without_branches() for each in adapted)
-    size = 4 * architecture.matrix_weights
-    if request.calibration is not None and size > WHOLE_BYTES:
-        raise UsageError(
-            f"fitting to text holds the model in memory, and this one takes {size / 1e9:.1f} GB",
-            where="--calibration",
-            fix="Leave --calibration out: weights are then rounded plainly, a layer at a time.",
-        )
+    tensors_of = adapted[0] if adapted and not swappable else alone
+    if "mixed" in request.quants:
+        kept = schemes.kept_parameters(architecture, tensors_of, request.lowering == "unmerged")
+        sensitivity.check_budget(architecture, kept, request.mixed_bits)
     texts, source = TEXTS, f"edgebench's own {len(TEXTS)} sentences"
     if request.data is not None:
         texts = read_texts(request.data)
         source = f"{request.data.name} (sha256 {sha256_file(request.data)[:16]}…)"
     return DecoderPlan(
         architecture=architecture,
-        source=adapted[0] if adapted and not swappable else alone,
+        source=tensors_of,
         texts=texts,
         texts_source=source,
         whole_bytes=WHOLE_BYTES,
@@ -117,9 +114,12 @@ def _refuse_replaced(source: Source, member: Member) -> None:
 
 
 def _refuse_options(request: ExportRequest) -> None:
-    for scheme in request.quants:
-        if request.format == "onnx":
-            schemes.check(scheme)
+    if "int8-static" in request.quants and request.calibration is None:
+        raise UsageError(
+            "int8-static fixes the ranges of a decoder's activations by text, and none is given",
+            where="--quant int8-static",
+            fix="Give text of the kind that the model will see with --calibration.",
+        )
     refused = {
         "--format": (request.format != "onnx", "decoders are exported to ONNX alone"),
         "--via": (request.via != "torch", "decoders have one road, edgebench's own"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def write(
     unmerged: bool,
     progress: Progress,
     fitted: Fit | None = None,
+    storage: Callable[[DataFile], Storage] | None = None,
     swapped: Collection[str] = (),
 ) -> Decoder:
     """Write model.onnx and model.onnx.data.
@@ -46,6 +47,7 @@ def write(
     Args:
         bits: of what has no width: 32 or 16.
         progress: called before each part with the share of the weights that is done.
+        storage: makes what writes matrices in another form than by widths.
         swapped: names of the matrices whose branch is inputs of the graph.
 
     Raises:
@@ -56,8 +58,8 @@ def write(
     data = DataFile(directory / f"{MODEL}.data")
     total = architecture.matrix_weights
     try:
-        storage = Storage(data, bits, fitted)
-        network = Network(architecture, source, storage, widths, unmerged, swapped)
+        stored = storage(data) if storage else Storage(data, bits, fitted)
+        network = Network(architecture, source, stored, widths, unmerged, swapped)
         progress("storing the embeddings", 0.0)
         shared = network.shared()
         embed, table = network.embed()
