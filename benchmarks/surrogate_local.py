@@ -23,7 +23,7 @@ surrogate can be known to be nearer than that.
 
 The recorded tables are in ``data/local``; ``--data DIR`` names others. ``--measure`` makes new ones
 in DIR: it exports n configurations (``--n 60``) at each precision (``--scheme``, several), and runs
-them for about 5 s each on a quiet machine. ``--export`` makes the exports alone, which need no quiet.
+them for about 5 s each on a quiet machine. ``--export`` makes the exports alone, which need none.
 Both stop after ``--minutes`` and go on when the same command is given again. Exports and recordings
 stand in the user's cache directory.
 
