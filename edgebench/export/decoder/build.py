@@ -155,7 +155,7 @@ def _scheme(
     if scheme == "mixed":
         widths, more = _choose(plan, prepared, _within(report, None, 0.0, 0.3))
         storing = _within(report, None, 0.3, 0.4)
-    source, storage, swaps = plan.decoder.source, None, plan.decoder.swaps
+    source, storage = plan.decoder.source, None
     if scheme == "int8-static":
         found = ranges.find(
             a,
@@ -165,8 +165,6 @@ def _scheme(
             progress=_within(report, None, 0.0, 0.4),
         )
         source, storage, more = found.smoothed(source), found.storage, found.details
-        # What the base's matrices read is scaled: so are the adapters' factors beside them.
-        swaps = tuple(found.smoothed(each) for each in swaps)
         storing = _within(report, None, 0.4, 0.3)
     fitted = None
     if calibrated:
@@ -190,7 +188,7 @@ def _scheme(
         storage=storage,
         swapped=plan.decoder.swapped,
     )
-    swapping.write_files(directory, plan, plan.decoder, swaps)
+    swapping.write_files(directory, plan, plan.decoder)
     report("comparing with PyTorch", 0.7)
     read = calibrated or scheme == "int8-static"
     details = schemes.details(
