@@ -74,17 +74,14 @@ def parameters(source: Source, decoder: DecoderPlan) -> dict[str, Array]:
     return found
 
 
-def write_files(directory: Path, plan: Plan, decoder: DecoderPlan, swaps: Sequence[Source]) -> None:
+def write_files(directory: Path, plan: Plan, decoder: DecoderPlan) -> None:
     """Write every adapter's file, and read it back.
-
-    Args:
-        swaps: the base with each adapter, as the scheme has scaled it.
 
     Raises:
         ExportError: a file does not hold what was written.
         OSError: the directory can't be written, or is full.
     """
-    for (name, _), source in zip(named(plan), swaps, strict=False):
+    for (name, _), source in zip(named(plan), decoder.swaps, strict=False):
         given = parameters(source, decoder)
         file = directory / file_name(name)
         swappable.write_file(file, given)
