@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
-from edgebench.errors import ExportError
+from edgebench.errors import ExportError, UsageError
 from edgebench.export import agreement, cache, integer_graph, store, swappable, torch_artifact
 from edgebench.export.graph import IR_VERSION, OPSET, signature
 from edgebench.export.inputs import (
@@ -142,6 +142,12 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     branched = plan.found.exporter if plan.found and not alone else None
     directions = branched.directions(attached) if branched else {}
     rounds = directions.get("int8") and request.format == "onnx"
+    if rounds and request.via != "torch":
+        raise UsageError(
+            "int8 directions are products of integers, which our own road alone writes",
+            where=f"--via {request.via}",
+            fix="Leave --via out.",
+        )
     exact = integer_graph.exact_reference(forward, feeds) if rounds else None
     report("exporting the graph", _LOWERING)
     lowered = attached

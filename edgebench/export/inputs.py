@@ -69,7 +69,7 @@ class Tokens:
         self.names = tuple(n for n in self._tokenizer.model_input_names if n in takes)
         if "input_ids" not in self.names:
             raise CheckpointError("the model does not take token ids", where=str(base.path))
-        self._longest = min(base.max_positions or 1 << 30, self._tokenizer.model_max_length)
+        self._longest: int = min(base.max_positions or 1 << 30, self._tokenizer.model_max_length)
 
     @property
     def largest_id(self) -> int:

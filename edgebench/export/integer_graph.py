@@ -140,7 +140,7 @@ def in_float(model: Any) -> Any:
 
     made = onnx.ModelProto()
     made.CopyFrom(model)
-    replaced = {}
+    replaced: dict[int, Any] = {}
     for number, product in enumerate(products(model)):
         name = f"product_{number}.weight"
         made.graph.initializer.append(numpy_helper.from_array(product.weight, name))

@@ -218,9 +218,8 @@ class _Graph:
             return value in self.constants
         if node.op_type == "Mul":
             return all(self._is_factor(operand) for operand in node.input)
-        return node.op_type == "Sigmoid" or (
-            node.op_type == "DynamicQuantizeLinear" and value == node.output[1]
-        )
+        scale = node.op_type == "DynamicQuantizeLinear" and value == node.output[1]
+        return bool(scale or node.op_type == "Sigmoid")
 
     def _from_activations(self, value: str) -> bool:
         """Whether a value is, but for scaling and masking, a product of two activations."""

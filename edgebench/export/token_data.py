@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgebench.artifact import sha256_file
 from edgebench.errors import InputError
@@ -102,7 +102,7 @@ def read_words(path: Path) -> LabelledWords:
     return LabelledWords(tuple(words), tuple(labels), texts, source)
 
 
-def _are(value: Any, kind: Any) -> bool:
+def _are(value: Any, kind: Any) -> TypeGuard[list[Any]]:
     """Whether a value is a list of these, with at least one."""
     return (
         isinstance(value, list)
