@@ -24,8 +24,8 @@ surrogate can be known to be nearer than that.
 The recorded tables are in ``data/local``; ``--data DIR`` names others. ``--measure`` makes new ones
 in DIR: it exports n configurations (``--n 60``) at each precision (``--scheme``, several), and runs
 them for about 5 s each on a quiet machine. ``--export`` makes the exports alone, which need none.
-Both stop after ``--minutes`` and go on when the same command is given again. Exports and recordings
-stand in the user's cache directory.
+Both stop after ``--minutes`` and go on when the same command is given again; neither evaluates.
+Exports and recordings stand in the user's cache directory.
 
 ``--promise`` trains gates of MiniLM on BBC News against three latency budgets through a surrogate
 that has 5 samples of the device, exports the hard gates, and measures the artifact here: how far is
@@ -263,6 +263,8 @@ def main(argv: list[str] | None = None) -> int:
             local_samples.require_minilm()
             if not local_samples.measure_all(place.prepare(), data, given.n, schemes, limit_s):
                 raise again
+            print(f"the tables are in {data}; leave one out with --data {data}")
+            raise SystemExit(0)
         if given.promise:
             import local_promise
 
