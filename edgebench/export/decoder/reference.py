@@ -61,16 +61,17 @@ def whole(plan: Plan, form: Form, prompts: Sequence[Prompt], opening: Ids) -> Re
         provided = swappable.provided_tensors(form.source.replaced, _tensors(plan.adapter))
         module = swappable.give_head(module, provided)
 
+    # Given its model: a class is freed late, and the whole model with it if it held it in a closure.
     class Forward(torch.nn.Module):
-        def __init__(self) -> None:
+        def __init__(self, model: Any) -> None:
             super().__init__()
-            self.model = module
+            self.model = model
 
         def forward(self, ids: Any, mask: Any) -> Any:
             return self.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
 
     feeds: list[Feed] = [{"ids": prompt.ids, "mask": prompt.mask} for prompt in prompts]
-    found = reference(Forward().eval(), feeds)
+    found = reference(Forward(module).eval(), feeds)
     return Reference(
         what=f"PyTorch in fp32, eval mode, {form.what}: logits",
         logits=[of_tokens(a, p.mask) for a, p in zip(found, prompts, strict=True)],
