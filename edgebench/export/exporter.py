@@ -115,6 +115,10 @@ class Exporter(ABC):
             CheckpointError: tensors are missing, or have no place.
         """
 
+    def head(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:
+        """Parameters of the base's head that the adapter makes, and does not store, by name."""
+        return {}
+
     @abstractmethod
     def lower(self, attached: Any, lowering: Lowering) -> Any:
         """The transformers module to export, from what ``attach`` returned (may change it).
