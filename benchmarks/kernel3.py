@@ -5,7 +5,8 @@ Runtime decodes the function's body at load and fuses it to MatMulNBits with fou
 activations; with it the native kernel takes the node. They take turns in one process: a round calls
 the one for some milliseconds, then the other, and gives the ratio of the faster calls of each; the
 figure is the median over the rounds. Such ratios repeat where times do not: the load of the machine
-meets both.
+meets both. With two threads each turn begins after a pause: a session's idle threads spin for tens of
+milliseconds after its last call, on the processor that the other one's second thread then lacks.
 
 Resident: one layer called again and again, which an L3 cache of 32 MB holds. Streaming: as many
 layers of the same shape as hold 88 MB in three bits, each with weights of its own and all of one
@@ -50,6 +51,8 @@ STREAMED_BYTES, QUICK_STREAMED_BYTES = 88_000_000, 8_000_000
 
 ROUNDS, QUICK_ROUNDS = 15, 3
 CALLS_S = 0.02
+# How long a turn of several threads waits for the spinning of those before it to end.
+SETTLE_S = 0.1
 PLAIN_BYTES = 256 << 20
 
 # What must be moved: three bits and an fp16 scale a block against four bits and an fp32 scale,
@@ -164,13 +167,14 @@ def best_s(call: Callable[[], object], seconds: float) -> float:
     return best
 
 
-def take_turns(*calls: Callable[[], object], rounds: int) -> list[list[float]]:
+def take_turns(*calls: Callable[[], object], rounds: int, pause_s: float) -> list[list[float]]:
     """For each call its best time in each round, in seconds."""
     for call in calls:
         call()
     times: list[list[float]] = [[] for _ in calls]
     for _ in range(rounds):
         for kept, call in zip(times, calls, strict=True):
+            time.sleep(pause_s)
             kept.append(best_s(call, CALLS_S))
     return times
 
@@ -207,7 +211,8 @@ def cells(
                     calls.append(held.enter_context(ggml.products(weights, n, x, threads))[0])
                 if layers > 1:
                     calls.append(held.enter_context(plain_read(threads)))
-                times = take_turns(*calls, rounds=some)
+                pause_s = SETTLE_S if threads > 1 else 0.0
+                times = take_turns(*calls, rounds=some, pause_s=pause_s)
             best = [min(taken) for taken in times]
             yield Cell(
                 n,
