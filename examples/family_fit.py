@@ -34,6 +34,7 @@ class Trainee:
         penalty: added to the loss.
         stage: called before each epoch with its number and how many there are.
         step: called after each step with its number.
+        head_alone: accuracy of its head before training, where that is not the fitted one.
     """
 
     model: Any
@@ -42,6 +43,7 @@ class Trainee:
     penalty: Callable[[], Any] | None = None
     stage: Callable[[int, int], None] | None = None
     step: Callable[[int], None] | None = None
+    head_alone: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class Data:
 
     Attributes:
         train, held_out: token ids, masks, labels.
-        states: pooled states of ``train``, [n, d].
+        states, held_states: pooled states of each, [n, d].
         head: state of the fitted classifier; its accuracy on ``held_out`` is ``head_alone``.
         epochs: of the training to come.
     """
@@ -58,6 +60,7 @@ class Data:
     train: dict[str, Any]
     held_out: dict[str, Any]
     states: Any
+    held_states: Any
     head: dict[str, Any]
     head_alone: float
     epochs: int
@@ -65,7 +68,6 @@ class Data:
 
 def prepare(texts: int, held_out: int, length: int, epochs: int) -> Data:
     """Tokenise, and fit the head."""
-    import torch
     from transformers import AutoTokenizer
 
     split = bbc_news.load()
@@ -77,9 +79,17 @@ def prepare(texts: int, held_out: int, length: int, epochs: int) -> Data:
     states = pooled(base, train)
     head = base.classifier
     fit_head(head, head.parameters(), states, train["labels"])
+    held_states = pooled(base, judged)
+    right = judge(head, held_states, judged["labels"])
+    return Data(train, judged, states, held_states, head.state_dict(), right, epochs)
+
+
+def judge(head: Any, states: Any, labels: Any) -> float:
+    """A head's accuracy on pooled states."""
+    import torch
+
     with torch.no_grad():
-        right = head(pooled(base, judged)).argmax(-1) == judged["labels"]
-    return Data(train, judged, states, head.state_dict(), float(right.float().mean()), epochs)
+        return float((head(states).argmax(-1) == labels).float().mean())
 
 
 def new_base(head: dict[str, Any] | None = None) -> Any:

@@ -191,7 +191,7 @@ def kept(attached: Any) -> dict[str, int]:
     from edgebench.adapters.gated import GatedModel
 
     parts = [part for part in attached.modules() if isinstance(part, family_module.Spectral)]
-    if parts:
+    if parts and parts[0].state_logits is not None:
         states = [int(state) for part in parts for state in part.states()]
         return {f"{n}_directions": states.count(i) for i, n in enumerate(family_module.STATES)}
     if not isinstance(attached, GatedModel):

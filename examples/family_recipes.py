@@ -10,7 +10,7 @@ from typing import Any
 
 import bbc_news
 import train_minilm_bbc
-from family_fit import BATCH, Data, Trainee, fit_head, groups, new_base
+from family_fit import BATCH, Data, Trainee, fit_head, groups, judge, new_base
 from train_minilm_bbc import BASE
 
 EVERY = ["q", "k", "v", "o", "ffn_in", "ffn_out"]
@@ -61,7 +61,7 @@ OWN = {
             "labels": len(bbc_news.LABELS),
             "targets": EVERY,
         },
-        1e-2,
+        1e-3,
     ),
 }
 
@@ -95,10 +95,12 @@ def own(family: str, data: Data) -> Trainee:
     model = new_base(data.head).requires_grad_(False)
     kind = getattr(importlib.import_module(f"edgebench.adapters.{family}"), recipe.kind)
     adapter = kind(recipe.options, torch_side.sites_of(model, recipe.options["targets"]))
+    head_alone = data.head_alone
     trained = dict(model.classifier.requires_grad_(True).named_parameters(prefix="classifier"))
     if family == "unihyperlora":  # its head is generated, from parts that the updates share
         trained = {}
         model.classifier = _universal_head(adapter, data)
+        head_alone = judge(model.classifier, data.held_states, data.held_out["labels"])
     torch_side.inject(model, adapter)
 
     def stage(epoch: int, epochs: int) -> None:
@@ -120,6 +122,7 @@ def own(family: str, data: Data) -> Trainee:
         lambda: groups(model.parameters(), trained.values(), recipe.rate),
         save,
         stage=stage if family == "himalaya" else None,
+        head_alone=head_alone,
     )
 
 

@@ -84,9 +84,10 @@ def train(family: str, data: Data, directory: Path) -> dict[str, Any]:
     trainee.save(directory)
     seconds = time.monotonic() - started
     attached, bare = reload(directory)
+    before = data.head_alone if trainee.head_alone is None else trainee.head_alone
     line = {
         "family": family,
-        "head_alone": round(data.head_alone, 4),
+        "head_alone": round(before, 4),
         "accuracy": round(accuracy(attached, data.held_out, BATCH), 4),
         "without_update": round(accuracy(bare, data.held_out, BATCH), 4),
         "n": len(data.held_out["labels"]),
