@@ -13,6 +13,10 @@ shape. With --full the whole of it is made and exported (13.5 GB of disk, and ha
 peak must stay under 8 GB, and its three-bit file under 3.3 GB, which is what a board with 4 GB of
 memory needs.
 
+With --fitted the schemes that read text are exported in place of the others, with edgebench's own
+sentences as calibration: int8-static, and int3 and mixed fitted by error feedback; of the 7B shape
+one layer (a layer takes minutes: products and inverses of matrices of 11008 x 11008).
+
 Needs the export extra. --quick takes two shallow models of the smallest shape.
 """
 
@@ -32,7 +36,9 @@ from pathlib import Path
 import common
 import make_decoder
 
-FULL = "--full"
+from edgebench.export.sample_text import TEXTS
+
+FULL, FITTED = "--full", "--fitted"
 MOST_GB = 8.0
 MOST_FILE_GB = 3.3
 
@@ -57,13 +63,16 @@ class Export:
 
 
 def measure(quick: bool) -> Sequence[common.Figure]:
-    full = FULL in sys.argv
+    full, fitted = FULL in sys.argv, FITTED in sys.argv
     if quick:
         work: list[tuple[str, int | None]] = [("0.1b", 1), ("0.1b", 3)]
         schemes: tuple[str, ...] = ("int3",)
     else:
         work = [("0.1b", None), ("1b", None), ("7b", 1), ("7b", 3)]
         schemes = ("int4", "int3")
+    if fitted:
+        schemes = ("int8-static", "int3", "mixed")
+        work = [("0.1b", 1), ("0.1b", 3)] if quick else [("0.1b", 1), ("0.1b", 3), ("7b", 1)]
     if full:
         work.append(("7b", None))
     directory = Path(tempfile.mkdtemp(prefix="edgebench-decoders-"))
@@ -72,7 +81,7 @@ def measure(quick: bool) -> Sequence[common.Figure]:
         for shape, layers in work:
             base = make_decoder.make(directory / "base", shape, layers)
             for scheme in schemes:
-                found.append(_export(directory, base, shape, scheme))
+                found.append(_export(directory, base, shape, scheme, fitted))
                 print(_line(found[-1]), flush=True)
             shutil.rmtree(base)
     finally:
@@ -83,7 +92,7 @@ def measure(quick: bool) -> Sequence[common.Figure]:
     return _figures(found, full)
 
 
-def _export(directory: Path, base: Path, shape: str, scheme: str) -> Export:
+def _export(directory: Path, base: Path, shape: str, scheme: str, fitted: bool) -> Export:
     """Run ``edgebench export`` and wait for it, with what the kernel counted.
 
     Raises:
@@ -92,6 +101,10 @@ def _export(directory: Path, base: Path, shape: str, scheme: str) -> Export:
     out = directory / "out"
     command = [sys.executable, "-m", "edgebench", "export", str(base / "lora"), "--base", str(base)]
     command += ["-q", scheme, "--out", str(out), "--name", "made", "--seq-len", "64", "--json"]
+    if fitted:
+        text = directory / "text.txt"
+        text.write_text("\n".join(TEXTS))
+        command += ["--calibration", str(text)]
     answer = directory / "answer.json"
     started = time.monotonic()
     with answer.open("wb") as stdout, (directory / "errors").open("wb") as stderr:
@@ -109,7 +122,7 @@ def _export(directory: Path, base: Path, shape: str, scheme: str) -> Export:
     return Export(
         shape=shape,
         layers=manifest["base"]["layers"],
-        scheme=scheme,
+        scheme=f"{scheme} fitted" if fitted else scheme,
         parameters=manifest["base"]["parameters"],
         seconds=seconds,
         cpu_seconds=usage.ru_utime + usage.ru_stime,
@@ -168,5 +181,5 @@ def _file(export: Export) -> float:
 
 
 if __name__ == "__main__":
-    arguments = [argument for argument in sys.argv[1:] if argument != FULL]
+    arguments = [argument for argument in sys.argv[1:] if argument not in (FULL, FITTED)]
     sys.exit(common.run_benchmark(__doc__, measure, arguments))

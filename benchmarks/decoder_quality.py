@@ -2,7 +2,8 @@
 
 The reference is the model that its published four-bit file stands for (``smollm2.py``), exported in
 fp32 and held to PyTorch's logits and greedily generated tokens. The same checkpoint is exported in
-every other scheme, rounded plainly, and in three and four bits once more fitted to other articles.
+every other scheme, rounded plainly, and in three, four and mixed bits (3.5 on average) once more
+fitted to other articles; int8-static takes its ranges from them.
 
     perplexity   exp of the mean negative log-likelihood of a token given those before it, over the
                  opening tokens of held-out BBC articles (examples/bbc_news.py), each article alone
@@ -39,6 +40,9 @@ ARTICLES, TOKENS = 24, 128
 CALIBRATION_WORDS = 5000
 MOST_INT8_LOSS = 1.01
 
+# Schemes that round plainly without text, and fit to it.
+FITTED = ("int4", "int3", "mixed")
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -66,7 +70,8 @@ def measure(quick: bool) -> Sequence[common.Figure]:
     ids = _articles(base, [example.text for example in split.held_out], count, length)
     work = [(scheme, False) for scheme in ("fp32", "fp16", "int8", "int4", "int3")]
     if not quick:
-        work += [("int4", True), ("int3", True)]
+        work += [("mixed", False)]
+        work += [(scheme, True) for scheme in ("int8-static", "int4", "int3", "mixed")]
     found: list[Quality] = []
     exact: list[NDArray[np.float32]] = []
     with tempfile.TemporaryDirectory(prefix="edgebench-decoder-") as name:
@@ -124,7 +129,11 @@ def _measure(
         )
     )
     seconds = time.monotonic() - started
-    options = artifact.manifest.quantization.details.get("session_options", {})
+    said = artifact.manifest.quantization.details
+    options = {
+        **said.get("session_options", {}),
+        **said.get("session_options_x86_without_vnni", {}),
+    }
     runner = Runner(artifact.model_path, read_architecture(read_base(str(base))), scheme, options)
     losses, divergences, same = [], [], []
     first = not exact
@@ -139,7 +148,7 @@ def _measure(
         divergences.append((np.exp(wanted) * (wanted - logs)).sum(-1).mean())
         same.append((wanted.argmax(-1) == logs.argmax(-1)).mean())
     return Quality(
-        name=f"{scheme} fitted" if text else scheme,
+        name=f"{scheme} fitted" if text and scheme in FITTED else scheme,
         bits=artifact.manifest.quantization.file_bits_per_weight,
         megabytes=artifact.size_bytes / 1e6,
         seconds=seconds,
@@ -177,7 +186,7 @@ def _figures(found: dict[str, Quality]) -> list[common.Figure]:
             "int8's perplexity over fp32's", found["int8"].perplexity / exact, MOST_INT8_LOSS
         )
     ]
-    for scheme in ("int4", "int3"):
+    for scheme in FITTED:
         fitted = found.get(f"{scheme} fitted")
         if fitted is not None:
             ratio = fitted.perplexity / found[scheme].perplexity

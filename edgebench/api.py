@@ -293,8 +293,14 @@ def estimate_sampling(
     workspace_code: bool = True,
     progress: Callable[[str, float | None], None] | None = None,
 ) -> Estimate:
-    """How long ``sample`` will take, from one configuration exported and run on the device."""
+    """How long ``sample`` will take, from one configuration exported and run on the device.
+
+    The probe is exported to a temporary directory: one that stands in the artifact cache would say
+    nothing of how long exports take.
+    """
+    import tempfile
     import time
+    from dataclasses import replace
 
     from edgebench.sampling.design import everything
     from edgebench.sampling.estimate import estimate
@@ -305,10 +311,12 @@ def estimate_sampling(
     configurations = design(request, subject)
     report("exporting the largest configuration", None)
     begin = time.monotonic()
-    artifact = export(everything(subject.space), subject)
-    exported = time.monotonic()
-    report("measuring it", None)
-    row = measure(artifact)["latency"]
+    with tempfile.TemporaryDirectory(prefix="edgebench-probe-") as probe:
+        largest = everything(subject.space)
+        artifact = export(largest, replace(subject, artifacts=Path(probe)))
+        exported = time.monotonic()
+        report("measuring it", None)
+        row = measure(artifact)["latency"]
     return estimate(
         subject.space,
         configurations,

@@ -71,8 +71,9 @@ def export(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Text that weights of few bits are fitted to: one a line, or JSON Lines or CSV "
-            "with a column text. Default: the texts of the timing inputs."
+            help="Text that weights of few bits are fitted to, and fixed ranges: one a line, or "
+            "JSON Lines or CSV with a column text. Default: the texts of the timing inputs; for "
+            "decoders none (plain rounding)."
         ),
     ] = None,
     mixed_bits: Annotated[

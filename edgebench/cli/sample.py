@@ -36,6 +36,9 @@ def sample(
     threads: Annotated[
         int | None, typer.Option(help="Threads of the model (default: the profile's).")
     ] = None,
+    again: Annotated[
+        int, typer.Option(help="Times that an INVALID sample is measured again, after all others.")
+    ] = 1,
     out: Annotated[
         Path | None,
         typer.Option(help="The document (default: calibration/DEVICE_Nsamples.json here)."),
@@ -71,6 +74,7 @@ def sample(
         launches=launches,
         max_duration_s=max_duration,
         threads=threads,
+        again=again,
         out=out,
     )
     if dry_run:

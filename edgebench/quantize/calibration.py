@@ -76,11 +76,15 @@ def first(feeds: Sequence[Feed], tokens: int) -> list[Feed]:
 _MORE = "Give more text with --calibration."
 
 
+Fit = Callable[[Sequence[Weight], Moments], Mapping[str, NDArray[np.float32]]]
+"""Gives a group's weights new values, by what they read."""
+
+
 def walk(
     graph: Graph,
     groups: Sequence[Sequence[Weight]],
     feeds: Sequence[Feed],
-    fit: Callable[[Sequence[Weight], Moments], Mapping[str, NDArray[np.float32]]],
+    fit: Fit,
     replaced: Mapping[str, NDArray[np.float32]],
 ) -> list[dict[str, NDArray[Any]]]:
     """Visit every group in order, and return the quantised graph's outputs for each feed.
@@ -95,21 +99,54 @@ def walk(
     Raises:
         InputError: a feed lacks an input of the model.
     """
-    names = {value.name for value in graph.proto.input} - set(graph.initializers)
-    for feed in feeds:
-        if lacking := sorted(names - set(feed)):
-            raise InputError(f"the calibration inputs lack {lacking[0]!r}, which the model takes")
-    start = [{n: a for n, a in feed.items() if n in names} for feed in feeds]
-    exact, quantised = _Stream(graph, start), _Stream(graph, start, dict(replaced))
-    for group in groups:
-        cut = min(weight.node for weight in group)
-        value = graph.proto.node[cut].input[0]
-        exact.run_to(cut)
-        quantised.run_to(cut)
-        changed = fit(group, _moments(exact.values(value), quantised.values(value), feeds))
-        quantised.replaced.update(changed)
-    quantised.run_to(len(graph.proto.node))
-    return quantised.live
+    streams = Streams(graph, feeds, replaced)
+    streams.visit(groups, fit)
+    streams.quantised.finish()
+    return streams.quantised.live
+
+
+class Streams:
+    """A graph's two streams. They may begin apart: a layer behind others that were rounded."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        feeds: Sequence[Feed],
+        replaced: Mapping[str, NDArray[np.float32]] | None = None,
+        quantised: Sequence[Feed] | None = None,
+    ) -> None:
+        """
+        Args:
+            feeds: inputs of the exact stream, and of both where ``quantised`` is None.
+
+        Raises:
+            InputError: a feed lacks an input of the model.
+        """
+        names = {value.name for value in graph.proto.input} - set(graph.initializers)
+        for feed in feeds:
+            if lacking := sorted(names - set(feed)):
+                raise InputError(
+                    f"the calibration inputs lack {lacking[0]!r}, which the model takes"
+                )
+
+        def taken(given: Sequence[Feed]) -> list[Feed]:
+            return [{n: a for n, a in feed.items() if n in names} for feed in given]
+
+        self._feeds = feeds
+        self.exact = Stream(graph, taken(feeds))
+        self.quantised = Stream(
+            graph, taken(feeds if quantised is None else quantised), dict(replaced or {})
+        )
+
+    def visit(self, groups: Sequence[Sequence[Weight]], fit: Fit) -> None:
+        """Bring both streams to the last group's cut; the values after it: ``Stream.finish``."""
+        for group in groups:
+            cut = min(weight.node for weight in group)
+            value = self.exact.graph.proto.node[cut].input[0]
+            self.exact.run_to(cut)
+            self.quantised.run_to(cut)
+            found = _moments(self.exact.values(value), self.quantised.values(value), self._feeds)
+            self.quantised.replaced.update(fit(group, found))
 
 
 def grouped(graph: Graph, weights: Sequence[Weight]) -> list[list[Weight]]:
@@ -120,7 +157,7 @@ def grouped(graph: Graph, weights: Sequence[Weight]) -> list[list[Weight]]:
     return list(groups.values())
 
 
-class _Stream:
+class Stream:
     """The values that are alive at a cut of the list of nodes, for each feed."""
 
     def __init__(
@@ -136,6 +173,10 @@ class _Stream:
 
     def values(self, name: str) -> list[NDArray[Any]]:
         return [live[name] for live in self.live]
+
+    def finish(self) -> None:
+        """Run what is left: ``live`` then holds the outputs."""
+        self.run_to(len(self.graph.proto.node))
 
     def run_to(self, stop: int) -> None:
         """Run the nodes from the cut so far up to, and without, the node ``stop``."""
@@ -199,7 +240,9 @@ def _moments(
         quantised_sum += x.T @ x
         cross_sum += y.T @ x
         total += len(x)
-    return Moments(quantised_sum / total, cross_sum / total)
+    quantised_sum /= total
+    cross_sum /= total
+    return Moments(quantised_sum, cross_sum)
 
 
 def _kept(value: NDArray[Any], feed: Feed) -> Any:

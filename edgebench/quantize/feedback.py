@@ -34,6 +34,9 @@ _DAMPING = 0.05
 
 _TOWARDS_EXACT = 0.5
 
+# Columns that are factorised at a time.
+_BLOCK = 512
+
 
 def fit_with_feedback(
     weights: NDArray[np.float32], moments: Moments, block_size: int, *, bits: int
@@ -95,11 +98,36 @@ def _prepare(
     k = weights.shape[1]
     # Inputs that are all zero leave H zero, and any rounding as good as another.
     damping = (_DAMPING * float(np.trace(moments.quantised)) / k) or 1.0
-    ridge = damping * np.eye(k)
-    hessian = moments.quantised + ridge
-    inverse = np.linalg.inv(hessian)
+    # Matrices of k x k are a gigabyte each at k = 11,008: there is one beside the moments.
+    factor = moments.quantised.copy()
+    factor[np.diag_indices(k)] += damping
+    _factorise(factor)
     w = weights.astype(np.float64)
-    w += _TOWARDS_EXACT * (w @ (moments.cross - moments.quantised)) @ inverse
-    # Exactly symmetric, as Cholesky wants it; numpy gives the lower factor L, L L^T, and U = L^T.
-    factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
-    return np.ascontiguousarray(w, np.float32), np.ascontiguousarray(factor, np.float32)
+    moved = w @ moments.cross
+    moved -= w @ moments.quantised
+    w += _TOWARDS_EXACT * (moved @ factor.T) @ factor
+    return np.ascontiguousarray(w, np.float32), factor.astype(np.float32)
+
+
+def _factorise(h: NDArray[np.float64]) -> None:
+    """Replace H [k, k], symmetric and positive, by U, upper triangular, U^T U = H^-1.
+
+    H = R R^T with R upper triangular, from the last block of columns to the first; then U = R^-1,
+    from the first to the last. Both in H's own memory.
+    """
+    k = len(h)
+    blocks = [slice(start, min(start + _BLOCK, k)) for start in range(0, k, _BLOCK)]
+    for here in reversed(blocks):
+        # numpy's Cholesky gives lower factors; that of the block turned around is upper.
+        corner = np.linalg.cholesky(h[here, here][::-1, ::-1])[::-1, ::-1]
+        side = np.linalg.solve(corner, h[: here.start, here].T).T
+        h[here, here] = corner
+        h[: here.start, here] = side
+        for rows in blocks:
+            if rows.start < here.start:
+                h[rows, rows.start : here.start] -= side[rows] @ side[rows.start :].T
+    for here in blocks:
+        corner = np.linalg.inv(h[here, here])
+        h[: here.start, here] = -h[: here.start, : here.start] @ (h[: here.start, here] @ corner)
+        h[here, here] = np.triu(corner)
+        h[here, : here.start] = 0

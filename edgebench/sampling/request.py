@@ -1,7 +1,8 @@
 """What is asked for, and the document that comes of it.
 
 Schema history of ``calibration/<device>_<n>samples.json``:
-    edgebench.calibration/1   first; `edgebench surrogate calibrate` adds its own members to it
+    edgebench.calibration/1   first; `edgebench surrogate calibrate` adds its own members to it;
+                              later: samples[].invalid_recording_ids, request.again
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class SampleRequest:
         quants: precisions to choose from.
         seq_len: shortest and longest row, in tokens.
         launches, max_duration_s: of each run; see ``RunOptions``.
+        again: how many times an INVALID sample is measured again, after all others.
         out: the document; None is ``calibration/<device>_<n>samples.json`` in the workspace.
     """
 
@@ -51,12 +53,15 @@ class SampleRequest:
     launches: int = 3
     max_duration_s: float = 20.0
     threads: int | None = None
+    again: int = 1
     out: Path | None = None
 
     def check(self) -> None:
         """Raise UsageError for a value that can't be."""
         if self.n < 1:
             raise UsageError(f"--n must be at least 1, not {self.n}")
+        if self.again < 0:
+            raise UsageError(f"--again must be at least 0, not {self.again}")
         unknown = [scheme for scheme in self.quants if scheme not in BITS]
         if unknown or not self.quants:
             raise UsageError(
@@ -86,4 +91,5 @@ class SampleRequest:
             "launches": self.launches,
             "max_duration_s": self.max_duration_s,
             "threads": self.threads,
+            "again": self.again,
         }

@@ -5,7 +5,8 @@
     calibration/.<device>_<n>samples.part     finished samples of an interrupted sampling
 
 Every figure is read from a recording, and the statistics from the exported graph. A sample that
-could not be measured ends the sampling with its error; the same command goes on from there.
+could not be measured ends the sampling with its error; the same command goes on from there. One
+that was INVALID is measured again after all others, when what disturbed it may be gone.
 """
 
 from __future__ import annotations
@@ -51,22 +52,48 @@ def sample(request: SampleRequest, subject: Subject, measure: Measure, report: R
         )
     configurations = design(request, subject)
     done = _read_part(part, request, subject)
-    order = np.random.default_rng(request.seed).permutation(request.n)
-    for position, index in enumerate(int(i) for i in order):
-        if str(index) in done:
-            continue
-        share = position / request.n
-        report(f"sample {position + 1}/{request.n}: exporting", share)
+
+    def take(position: int, index: int, what: str, share: float) -> None:
+        earlier = done.get(str(index))
+        report(f"{what}: exporting", share)
         artifact = export(configurations[index], subject)
-        report(f"sample {position + 1}/{request.n}: measuring", share + 0.5 / request.n)
+        report(f"{what}: measuring", share)
         done[str(index)] = {
             "sample": index,
             "order": position,
             "configuration": _described(configurations[index]),
             **row_of(artifact, measure(artifact)),
+            "invalid_recording_ids": _recordings(earlier) if earlier else [],
         }
         _write(part, {"request": _identity(request, subject), "done": done})
+
+    order = list(enumerate(run_order(request)))
+    for position, index in order:
+        if str(index) not in done:
+            take(position, index, f"sample {position + 1}/{request.n}", position / request.n)
+    for attempt in range(1, request.again + 1):
+        for position, index in order:
+            if _is_disturbed(done[str(index)], attempt):
+                take(position, index, f"sample {position + 1}/{request.n} again", 1.0)
     return _finish(out, part, request, subject, [done[str(i)] for i in range(request.n)])
+
+
+def run_order(request: SampleRequest) -> list[int]:
+    """The order in which configurations are run: random, and the same for the same seed."""
+    return [int(i) for i in np.random.default_rng(request.seed).permutation(request.n)]
+
+
+def _is_disturbed(entry: dict[str, Any], attempt: int) -> bool:
+    """Whether to measure a sample again: it was INVALID, for the ``attempt``-th time.
+
+    All figures of an emulated device are INVALID; measuring again changes nothing there.
+    """
+    tried = len(_recordings(entry))
+    return entry["verdict"] == "INVALID" and not entry["emulated"] and tried == attempt
+
+
+def _recordings(entry: dict[str, Any]) -> list[str]:
+    return [*entry["invalid_recording_ids"], entry["recording_id"]]
 
 
 def design(request: SampleRequest, subject: Subject) -> tuple[Configuration, ...]:
@@ -88,6 +115,14 @@ def design(request: SampleRequest, subject: Subject) -> tuple[Configuration, ...
 
 def export(configuration: Configuration, subject: Subject) -> Artifact:
     """Export a configuration for real, its branches unmerged, so that ranks have their cost."""
+    (artifact,) = export_schemes(configuration, subject, (configuration.scheme,))
+    return artifact
+
+
+def export_schemes(
+    configuration: Configuration, subject: Subject, schemes: tuple[str, ...]
+) -> list[Artifact]:
+    """The same configuration at several precisions: its graph is made once for all of them."""
     from edgebench.export import ExportRequest
     from edgebench.export import export as export_artifacts
     from edgebench.sampling.gating import write_gated
@@ -100,19 +135,18 @@ def export(configuration: Configuration, subject: Subject) -> Artifact:
             subject.adapter,
             subject.exporter,
         )
-        (artifact,) = export_artifacts(
+        return export_artifacts(
             ExportRequest(
                 out=subject.artifacts,
                 adapter=adapter,
                 base=subject.base_text,
-                quants=(configuration.scheme,),
+                quants=schemes,
                 lowering="unmerged",
                 seq_len=configuration.seq_len,
                 name=subject.name,
                 labels=subject.adapter.labels if subject.adapter else None,
             )
         )
-    return artifact
 
 
 def row_of(artifact: Artifact, measured: dict[str, Any]) -> dict[str, Any]:

@@ -61,10 +61,12 @@ def score(
     draw: Draw = random_draw,
     methods: tuple[Method, ...] = ("scale-shift", "stack"),
     at: At | None = None,
+    test: NDArray[np.intp] | None = None,
 ) -> Score:
     """Calibrate with k rows of a device's table, and predict its others; ``draws`` times.
 
     Args:
+        test: rows that are predicted and never drawn; None: all that are not in the draw.
         at: ``At.of(surrogate, metric, table.x)``, where it is known already.
 
     Raises:
@@ -85,12 +87,13 @@ def score(
         )
     at = At.of(surrogate, metric, table.x) if at is None else at
     errors = leave_out.errors(metric, k)
+    pool = rows if test is None else np.setdiff1d(rows, test)
     figures = []
     stacked = 0
     rng = np.random.default_rng(seed)
     for _ in range(draws):
-        chosen = draw(rng, k, rows)
-        others = np.setdiff1d(rows, chosen)
+        chosen = draw(rng, k, pool)
+        others = np.setdiff1d(rows if test is None else np.intersect1d(rows, test), chosen)
         started = time.perf_counter()
         fitted = fit_metric(At.of(surrogate, metric, table.x[chosen]), y[chosen], methods)
         took = time.perf_counter() - started

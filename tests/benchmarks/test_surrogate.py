@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import surrogate_hat
 import surrogate_help
+import surrogate_local
 
 from tests.fixtures_export import require
 
@@ -70,6 +71,74 @@ def test_hat_runs_to_its_closing_lines(tmp_path, capsys):
     lines = closing(capsys.readouterr().out)
     assert len(lines) == 4
     assert code == any(line.endswith(" SHORT") for line in lines)
+
+
+@pytest.fixture
+def local(tmp_path):
+    """40 configurations on four settings of a made-up machine; one row of the first is INVALID."""
+    rng = np.random.default_rng(0)
+    layers, tokens = rng.integers(1, 7, 40), 8 * rng.integers(2, 17, 40)
+    heads, ranks = layers * rng.integers(1, 13, 40), rng.integers(0, 97, 40)
+    for scheme, speed in (("fp32", 1.0), ("int8", 0.4)):
+        for threads in (1, 2):
+            ms = speed * (0.1 + layers * tokens / 50 + heads * tokens / 900) / threads
+            frame = pd.DataFrame(
+                {
+                    "device": f"local-{scheme}-{threads}t",
+                    "seq_len": tokens,
+                    "kept_layers": layers,
+                    "kept_heads": heads,
+                    "kept_ranks": ranks,
+                    "param_bits": 32 * (1e7 + 1e6 * layers) / (1 if scheme == "fp32" else 4),
+                    "latency_ms": ms,
+                    "latency_ms_lo": 0.99 * ms,
+                    "latency_ms_hi": 1.01 * ms,
+                    "verdict": "VALID",
+                    "emulated": False,
+                }
+            )
+            frame.loc[0, "verdict"] = "INVALID" if (scheme, threads) == ("fp32", 1) else "VALID"
+            frame.to_csv(tmp_path / f"local-{scheme}-{threads}t.csv", index=False)
+    return tmp_path
+
+
+def test_local_leaves_each_setting_out(local, capsys):
+    code = surrogate_local.main(["--quick", "--data", str(local)])
+    said = capsys.readouterr().out
+    assert "local-fp32-1t       39/40" in said
+    assert "159 rows, 1 INVALID ones left out" in said
+    lines = closing(said)
+    assert [line.partition(":")[0] for line in lines] == [
+        "latency MAE, 5 samples",
+        "latency MAE, 5 samples, new configurations",
+        "coverage of 90 % intervals",
+    ]
+    assert all("(target at most 3.10 %)" in line for line in lines[:2])
+    assert code == any(line.endswith(" SHORT") for line in lines)
+
+
+def test_local_configurations_that_are_new_were_not_trained_on(local):
+    whole = surrogate_local.read(local)
+    fold_of = surrogate_local.folds(whole.x)
+    sizes = [list(fold_of.values()).count(fold) for fold in range(surrogate_local.FOLDS)]
+    assert min(sizes) >= 7
+    # The four settings of a configuration are in one fold.
+    a, b = whole.of("local-fp32-2t").x, whole.of("local-int8-1t").x
+    assert [fold_of[surrogate_local.key(row)] for row in a] == [
+        fold_of[surrogate_local.key(row)] for row in b
+    ]
+
+
+def test_local_takes_three_devices(local, capsys):
+    for path in sorted(local.glob("*.csv"))[:2]:
+        path.unlink()
+    assert surrogate_local.main(["--quick", "--data", str(local)]) == 2
+    assert "leaving one out takes three" in capsys.readouterr().err
+
+
+def test_local_measures_into_a_directory_that_is_named(capsys):
+    assert surrogate_local.main(["--measure"]) == 2
+    assert "--data DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("benchmark", [surrogate_help, surrogate_hat])

@@ -49,7 +49,7 @@ def subject(checkpoint, out: Path, **options) -> tuple[SampleRequest, Subject]:
         request,
         load("local", Workspace.find()),
         exporter_dirs=(builtin_root() / "exporters",),
-        artifacts=out / "artifacts",
+        artifacts=base.parent / "artifacts",  # a configuration is exported once for all tests
         calibration=out / "calibration",
     )
 
@@ -102,6 +102,39 @@ def test_a_sampling_that_was_cut_off_goes_on_and_writes_what_was_measured(checkp
         sample(request, found, answer, quiet)
 
 
+def test_an_invalid_sample_is_measured_again_once_after_all_others(checkpoint, tmp_path):
+    request, found = subject(checkpoint, tmp_path)
+    seen = []
+
+    def disturbed(artifact):
+        """The first artifact is INVALID whenever it is measured."""
+        seen.append(artifact.digest)
+        verdict = "INVALID" if artifact.digest == seen[0] else "VALID"
+        return ANSWER | {
+            "latency": ANSWER["latency"] | {"verdict": verdict, "recording_id": f"R{len(seen)}"}
+        }
+
+    document = json.loads(sample(request, found, disturbed, quiet).read_text())
+    assert seen == [seen[0], seen[1], seen[0]]
+    by_place = {entry["order"]: entry for entry in document["samples"]}
+    assert by_place[0]["recording_id"] == "R3"
+    assert by_place[0]["invalid_recording_ids"] == ["R1"]
+    assert by_place[1]["recording_id"] == "R2"
+    assert by_place[1]["invalid_recording_ids"] == []
+
+
+def test_an_emulated_device_is_not_measured_again(checkpoint, tmp_path):
+    request, found = subject(checkpoint, tmp_path)
+    seen = []
+
+    def emulated(artifact):
+        seen.append(artifact.digest)
+        return ANSWER | {"latency": ANSWER["latency"] | {"verdict": "INVALID", "emulated": True}}
+
+    sample(request, found, emulated, quiet)
+    assert len(seen) == 2
+
+
 def test_weights_that_do_not_fit_the_device_are_not_drawn(checkpoint, tmp_path):
     request, found = subject(checkpoint, tmp_path)
     with pytest.raises(UsageError, match="fit the device's memory"):
@@ -124,6 +157,7 @@ def test_an_adapter_that_is_no_plain_lora_is_refused(checkpoint, tmp_path):
     ("options", "said"),
     [
         ({"n": 0}, "--n must be at least 1"),
+        ({"again": -1}, "--again must be at least 0"),
         ({"quants": ("fp12",)}, "fp12"),
         ({"seq_len": (9, 8)}, "from 9 to 8"),
         ({"base": None}, "neither a base nor an adapter"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,9 +12,9 @@ from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
 from edgebench.errors import CheckpointError
 from edgebench.export import cache, store
-from edgebench.export.decoder import facts, parity, schemes
-from edgebench.export.decoder.fitting import fit_to_text
-from edgebench.export.decoder.network import IDS, MASK, OPSET
+from edgebench.export.decoder import facts, parity, ranges, schemes, sensitivity
+from edgebench.export.decoder.fitting import LayerFit
+from edgebench.export.decoder.network import IDS, MASK, OPSET, Widths
 from edgebench.export.decoder.plan import DecoderPlan
 from edgebench.export.decoder.running import Ids
 from edgebench.export.decoder.writer import MODEL, write
@@ -52,6 +52,8 @@ class _Prepared:
     check: parity.Check
     calibration: list[Feed]
     calibration_source: str | None
+    tried: list[Feed]
+    tried_source: str | None
     evaluation: dict[str, Ids] | None
 
 
@@ -96,13 +98,19 @@ def _prepare(plan: Plan, decoder: DecoderPlan, report: Progress) -> _Prepared:
     ids = timing.arrays[IDS]
     timing.arrays.setdefault(MASK, np.ones_like(ids))
     feeds, source = _calibration(plan, tokens)
+    tried, tried_source = feeds, source
+    if "mixed" in plan.request.quants and not tried:
+        tried, tried_source = _masked(tokens, decoder.texts), decoder.texts_source
+        calibration.check(tried)
     nested = _within(report, None, _REFERENCE, _SCHEMES - _REFERENCE)
     answers = parity.prepare(plan, ids, nested)
     if answers.generated is not None:
         # What a device is asked to generate as well.
         timing.arrays["expected_tokens"] = answers.generated
         timing.arrays["expected_prompt_len"] = np.array(answers.opening_length, np.int64)
-    return _Prepared(timing, answers.check, feeds, source, _evaluation(plan, tokens))
+    return _Prepared(
+        timing, answers.check, feeds, source, tried, tried_source, _evaluation(plan, tokens)
+    )
 
 
 def _evaluation(plan: Plan, tokens: Tokens) -> dict[str, Ids] | None:
@@ -119,12 +127,16 @@ def _calibration(plan: Plan, tokens: Tokens) -> tuple[list[Feed], str | None]:
     given = plan.request.calibration
     if given is None or plan.calibration is None:
         return [], None
-    feeds: list[Feed] = [
-        {MASK: np.ones_like(feed[IDS]), **feed}
-        for feed in calibration_feeds(tokens, plan.calibration)
-    ]
+    feeds = _masked(tokens, plan.calibration)
+    calibration.check(feeds)
     rows = sum(len(feed[IDS]) for feed in feeds)
     return feeds, f"{given.name} (sha256 {nouns.sha256_file(given)[:16]}…): {rows} rows"
+
+
+def _masked(tokens: Tokens, texts: tuple[str, ...]) -> list[Feed]:
+    """Rows of text with a mask, which not every tokenizer gives."""
+    feeds = calibration_feeds(tokens, texts)
+    return [{MASK: np.ones_like(feed[IDS]), **feed} for feed in feeds]
 
 
 def _scheme(
@@ -135,38 +147,55 @@ def _scheme(
     a = plan.decoder.architecture
     widths, unmerged = schemes.widths(scheme), plan.lowering == "unmerged"
     calibrated = bool(prepared.calibration) and scheme in schemes.FITTED
+    more: dict[str, Any] = {}
+    storing = _within(report, None, 0.0, 0.7)
+    if scheme == "mixed":
+        widths, more = _choose(plan, prepared, _within(report, None, 0.0, 0.3))
+        storing = _within(report, None, 0.3, 0.4)
+    source, storage = plan.decoder.source, None
+    if scheme == "int8-static":
+        found = ranges.find(
+            a,
+            source,
+            prepared.calibration,
+            unmerged=unmerged,
+            progress=_within(report, None, 0.0, 0.4),
+        )
+        source, storage, more = found.smoothed(source), found.storage, found.details
+        storing = _within(report, None, 0.4, 0.3)
     fitted = None
     if calibrated:
-        exact = directory.with_name(f"{scheme}.fp32")
-        exact.mkdir()
-        fitted = fit_to_text(
-            exact,
+        fitted = LayerFit(
             a,
-            plan.decoder.source,
+            source,
             widths,
             prepared.calibration,
             unmerged=unmerged,
-            progress=_within(report, None, 0.0, 0.6),
+            progress=storing,
         )
-        shutil.rmtree(exact)
-    start = 0.6 if calibrated else 0.0
     written = write(
         directory,
         a,
-        plan.decoder.source,
+        source,
         widths,
         bits=16 if scheme == "fp16" else 32,
         unmerged=unmerged,
-        progress=_within(report, None, start, 0.7 - start),
+        progress=storing,
         fitted=fitted,
+        storage=storage,
     )
     report("comparing with PyTorch", 0.7)
+    read = calibrated or scheme == "int8-static"
     details = schemes.details(
         scheme,
-        prepared.calibration_source if calibrated else None,
-        calibration.check(prepared.calibration) if calibrated else 0,
+        prepared.calibration_source if read else None,
+        calibration.check(prepared.calibration) if read else 0,
     )
-    options = details.get("session_options", {})
+    details |= more
+    # The second ones change no sum where a CPU needs them not.
+    options = details.get("session_options", {}) | details.get(
+        "session_options_x86_without_vnni", {}
+    )
     nested = _within(report, None, 0.7, 0.25)
     compared = prepared.check(written, directory, scheme, options, nested)
     report("writing", 0.95)
@@ -216,6 +245,19 @@ def _scheme(
         files=_files(directory),
     )
     return nouns.write_manifest(directory, manifest)
+
+
+def _choose(plan: Plan, prepared: _Prepared, report: Progress) -> tuple[Widths, dict[str, Any]]:
+    """The widths of the scheme mixed, and what the manifest says of them."""
+    assert plan.decoder is not None
+    a, source = plan.decoder.architecture, plan.decoder.source
+    unmerged, budget = plan.lowering == "unmerged", plan.request.mixed_bits
+    options = sensitivity.measure(a, source, prepared.tried, unmerged=unmerged, progress=report)
+    kept = schemes.kept_parameters(a, source, unmerged)
+    chosen = sensitivity.choose(options, a, kept, budget)
+    said = {name: f"{w.bits} bits, blocks of {w.block_size}" for name, w in chosen.items()}
+    details = {"budget": budget, "chosen_on": prepared.tried_source, "widths": said}
+    return lambda matrix, _looked_up: chosen[matrix.name], details
 
 
 def _files(directory: Path) -> dict[str, nouns.FileEntry]:

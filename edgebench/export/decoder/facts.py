@@ -38,8 +38,8 @@ def branch_flops(model: onnx.ModelProto, tokens: int) -> float:
 def quantization(model: onnx.ModelProto, scheme: str, details: dict[str, Any]) -> Quantization:
     """The manifest's account of the widths, counted in the graph."""
     counted = bits.count(model)
-    stored, computed, activations = _WIDTHS[scheme]
-    nodes = [n for n in model.graph.node if n.op_type in ("MatMulNBits", "MatMul3Bit")]
+    nodes = [n for n in model.graph.node if n.op_type in _FEW_BITS]
+    stored, computed, activations = _WIDTHS[scheme] if scheme != "mixed" else _mixed(nodes)
     sizes = sorted({a.i for n in nodes for a in n.attribute if a.name == "block_size"})
     if sizes:
         details = {"block_sizes": sizes, "scale_type": "float16", **details}
@@ -63,6 +63,17 @@ _WIDTHS = {
     "fp32": (32, 32, 32),
     "fp16": (16, 32, 32),
     "int8": (8, 8, 8),
+    "int8-static": (8, 8, 8),
     "int4": (4, 4, 8),
     "int3": (3, 4, 8),
 }
+
+_FEW_BITS = ("MatMulNBits", "GatherBlockQuantized", "MatMul3Bit", "Gather3Bit")
+
+
+def _mixed(nodes: list[onnx.NodeProto]) -> tuple[int, int, int]:
+    """The fewest bits stored; the widest codes are what the slowest matrices compute with."""
+    bits_of = {a.i for n in nodes for a in n.attribute if a.name == "bits"}
+    if any(node.op_type.endswith("3Bit") for node in nodes):
+        bits_of.add(3)
+    return min(bits_of), 8 if 8 in bits_of else 4, 8

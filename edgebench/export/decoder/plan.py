@@ -9,7 +9,7 @@ from edgebench.errors import CheckpointError, UsageError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
 from edgebench.export.data import read_texts
-from edgebench.export.decoder import schemes
+from edgebench.export.decoder import schemes, sensitivity
 from edgebench.export.decoder.architecture import HEAD, TABLE, Architecture, read_architecture
 from edgebench.export.decoder.source import Source, Tensors
 from edgebench.export.exporter import AdapterFacts, FoundExporter, LowRank
@@ -63,20 +63,17 @@ def plan_decoder(
         replaced = {name: _stored_name(adapter, name) for name in facts.provides}
         _check_adapter(architecture, adapter, branches, replaced)
         tensors = Tensors(adapter.weights, "adapter")
-    size = 4 * architecture.matrix_weights
-    if request.calibration is not None and size > WHOLE_BYTES:
-        raise UsageError(
-            f"fitting to text holds the model in memory, and this one takes {size / 1e9:.1f} GB",
-            where="--calibration",
-            fix="Leave --calibration out: weights are then rounded plainly, a layer at a time.",
-        )
+    tensors_of = Source(Tensors(base.weights, "base model"), tensors, branches, replaced)
+    if "mixed" in request.quants:
+        kept = schemes.kept_parameters(architecture, tensors_of, request.lowering == "unmerged")
+        sensitivity.check_budget(architecture, kept, request.mixed_bits)
     texts, source = TEXTS, f"edgebench's own {len(TEXTS)} sentences"
     if request.data is not None:
         texts = read_texts(request.data)
         source = f"{request.data.name} (sha256 {sha256_file(request.data)[:16]}…)"
     return DecoderPlan(
         architecture=architecture,
-        source=Source(Tensors(base.weights, "base model"), tensors, branches, replaced),
+        source=tensors_of,
         texts=texts,
         texts_source=source,
         whole_bytes=WHOLE_BYTES,
@@ -84,9 +81,12 @@ def plan_decoder(
 
 
 def _refuse_options(request: ExportRequest) -> None:
-    for scheme in request.quants:
-        if request.format == "onnx":
-            schemes.check(scheme)
+    if "int8-static" in request.quants and request.calibration is None:
+        raise UsageError(
+            "int8-static fixes the ranges of a decoder's activations by text, and none is given",
+            where="--quant int8-static",
+            fix="Give text of the kind that the model will see with --calibration.",
+        )
     refused = {
         "--format": (request.format != "onnx", "decoders are exported to ONNX alone"),
         "--via": (request.via != "torch", "decoders have one road, edgebench's own"),

@@ -70,6 +70,9 @@ class Tensors:
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._places[name].shape
+
     def read(self, name: str) -> Array:
         """One tensor as fp32.
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import onnx
@@ -50,6 +50,12 @@ _ROWS_A_WORKER = 64
 
 # The ONNX specification recommends page alignment for what is to be mapped.
 _ALIGNMENT = 4096
+
+
+class Data(Protocol):
+    """Where initialisers' bytes go."""
+
+    def tensor(self, name: str, array: NDArray[Any]) -> onnx.TensorProto: ...
 
 
 class DataFile:
@@ -112,7 +118,7 @@ class Part:
 class Storage:
     """Writes matrices at their widths into a data file, and the nodes into parts."""
 
-    def __init__(self, data: DataFile, bits: int, fitted: Fit | None = None) -> None:
+    def __init__(self, data: Data, bits: int, fitted: Fit | None = None) -> None:
         """
         Args:
             bits: of what has no blocks: 32, or 16. Matrices with a width follow it.
@@ -120,7 +126,7 @@ class Storage:
         """
         self.data = data
         self.bits = bits
-        self._fit = fitted or _plain
+        self._fit = fitted or plain
 
     def constant(self, part: Part, name: str, array: Rows) -> str:
         """A parameter that is no matrix (norm, bias), or a factor of an adapter, as fp32 value."""
@@ -273,7 +279,7 @@ class Table:
     width: Width | None
 
 
-def _plain(_name: str, rows: Rows, width: Width) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
+def plain(_name: str, rows: Rows, width: Width) -> tuple[NDArray[np.int8], NDArray[np.float16]]:
     """``fit`` on every core: rows are fitted alone, so the result is the same with any number."""
     workers = int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
     parts = np.array_split(rows, max(1, min(workers, len(rows) // _ROWS_A_WORKER)))

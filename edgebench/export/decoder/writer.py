@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,14 @@ def write(
     unmerged: bool,
     progress: Progress,
     fitted: Fit | None = None,
+    storage: Callable[[DataFile], Storage] | None = None,
 ) -> Decoder:
     """Write model.onnx and model.onnx.data.
 
     Args:
         bits: of what has no width: 32 or 16.
         progress: called before each part with the share of the weights that is done.
+        storage: makes what writes matrices in another form than by widths.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
@@ -53,8 +56,8 @@ def write(
     data = DataFile(directory / f"{MODEL}.data")
     total = architecture.matrix_weights
     try:
-        storage = Storage(data, bits, fitted)
-        network = Network(architecture, source, storage, widths, unmerged)
+        stored = storage(data) if storage else Storage(data, bits, fitted)
+        network = Network(architecture, source, stored, widths, unmerged)
         progress("storing the embeddings", 0.0)
         shared = network.shared()
         embed, table = network.embed()

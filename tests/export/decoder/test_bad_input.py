@@ -83,7 +83,7 @@ def test_another_vocabulary(copy: Callable[..., Path], tmp_path: Path, decoders:
     ("changes", "says"),
     [
         ({"seq_len": 300}, "more than the base's 256 positions"),
-        ({"quants": ("int8-static",)}, "decoders have no int8-static"),
+        ({"quants": ("int8-static",)}, "ranges of a decoder's activations by text"),
         ({"format": "torch"}, "to ONNX alone"),
         ({"via": "optimum"}, "one road"),
     ],

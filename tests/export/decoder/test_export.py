@@ -14,9 +14,10 @@ from edgebench.artifact import Artifact
 from edgebench.export import ExportRequest, export
 from edgebench.export.decoder import plan
 from edgebench.export.decoder.reference import GREEDY_TOKENS
-from edgebench.export.decoder.schemes import SCHEMES
 from edgebench.export.sample_text import TEXTS
 from tests.export.decoder import tiny
+
+PLAIN = ("fp32", "fp16", "int8", "int4", "int3")
 
 
 def one(out: Path, base: Path, **changes: Any) -> Artifact:
@@ -28,7 +29,7 @@ def one(out: Path, base: Path, **changes: Any) -> Artifact:
 @pytest.fixture(scope="module")
 def merged(decoders: Path, llama: Path, adapter: Path) -> dict[str, Artifact]:
     request = ExportRequest(
-        out=decoders / "out", base=str(llama), adapter=adapter, quants=SCHEMES, seq_len=24
+        out=decoders / "out", base=str(llama), adapter=adapter, quants=PLAIN, seq_len=24
     )
     return {a.manifest.quantization.scheme: a for a in export(request)}
 
@@ -43,7 +44,7 @@ def test_fp32_is_pytorch_and_generates_the_same_tokens(merged: dict[str, Artifac
 
 
 def test_fewer_bits_are_smaller_and_further_off(merged: dict[str, Artifact]) -> None:
-    ordered = [merged[scheme].manifest for scheme in ("fp32", "fp16", "int8", "int4", "int3")]
+    ordered = [merged[scheme].manifest for scheme in PLAIN]
     bits = [m.quantization.file_bits_per_weight for m in ordered]
     errors = [m.parity.kl_mean for m in ordered]
     assert bits == sorted(bits, reverse=True)
@@ -143,16 +144,25 @@ def test_merged_leaves_no_branch(merged: dict[str, Artifact]) -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("whole", [False, True])
 def test_weights_fitted_to_text_lose_less(
-    decoders: Path, llama: Path, adapter: Path, tmp_path: Path, tied: bool
+    decoders: Path,
+    llama: Path,
+    adapter: Path,
+    tmp_path: Path,
+    tied: bool,
+    whole: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if not whole:  # as for a model that does not fit in memory
+        monkeypatch.setattr(plan, "WHOLE_BYTES", 0)
     base = tiny.write_llama(decoders / "tied", tie_word_embeddings=True) if tied else llama
     text = tmp_path / "calibration.txt"
     text.write_text("\n".join(TEXTS))
     settings: dict[str, Any] = {"quants": ("int3",), "adapter": adapter, "seq_len": 48}
     settings["lowering"] = "unmerged" if tied else "merged"
-    plain = one(decoders / "out", base, **settings).manifest
-    fitted = one(decoders / "out", base, calibration=text, **settings).manifest
+    plain = one(tmp_path / "out", base, **settings).manifest
+    fitted = one(tmp_path / "out", base, calibration=text, **settings).manifest
     assert plain.quantization.details["fit"].startswith("plain rounding")
     assert fitted.quantization.details["fit"].startswith("error feedback")
     assert fitted.quantization.details["calibration"].startswith("calibration.txt")
