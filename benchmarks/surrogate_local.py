@@ -23,8 +23,9 @@ surrogate can be known to be nearer than that.
 
 The recorded tables are in ``data/local``; ``--data DIR`` names others. ``--measure`` makes new ones
 in DIR: it exports n configurations (``--n 60``) at each precision (``--scheme``, several), and runs
-them for about 5 s each, which must be quiet. It stops after ``--minutes`` and goes on when the same
-command is given again. The exports and recordings stand in the user's cache directory.
+them for about 5 s each on a quiet machine. ``--export`` makes the exports alone, which need none.
+Both stop after ``--minutes`` and go on when the same command is given again; neither evaluates.
+Exports and recordings stand in the user's cache directory.
 
 ``--promise`` trains gates of MiniLM on BBC News against three latency budgets through a surrogate
 that has 5 samples of the device, exports the hard gates, and measures the artifact here: how far is
@@ -38,6 +39,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -235,6 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--measure", action="store_true")
+    parser.add_argument("--export", action="store_true")
     parser.add_argument("--promise", action="store_true")
     parser.add_argument("--n", type=int, default=60)
     parser.add_argument("--scheme", action="append")
@@ -245,14 +248,23 @@ def main(argv: list[str] | None = None) -> int:
     def measure(quick: bool) -> list[Figure]:
         data = given.data or RECORDED
         place = local_samples.Place(cache_dir() / "surrogate-local")
+        schemes = tuple(given.scheme or local_samples.SCHEMES)
+        limit_s = 60 * given.minutes
+        again = Refusal("the time is up; what was done is kept. Give the command again.")
+        if given.export:
+            local_samples.require_minilm()
+            end = time.monotonic() + limit_s
+            if not local_samples.export_all(place.prepare(), given.n, schemes, end):
+                raise again
+            raise SystemExit(0)
         if given.measure:
             if given.data is None:
                 raise Refusal("--measure writes new tables: name a directory for them, --data DIR.")
             local_samples.require_minilm()
-            schemes = tuple(given.scheme or local_samples.SCHEMES)
-            limit_s = 60 * given.minutes
             if not local_samples.measure_all(place.prepare(), data, given.n, schemes, limit_s):
-                raise Refusal("the time is up; what was measured is kept. Give the command again.")
+                raise again
+            print(f"the tables are in {data}; leave one out with --data {data}")
+            raise SystemExit(0)
         if given.promise:
             import local_promise
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from edgebench.measure import Outcome, RunOptions
     from edgebench.meters_listing import Found
     from edgebench.overhead.budget import Budgets
+    from edgebench.overhead.directions import DirectionMeasurement
     from edgebench.overhead.run import Overhead
     from edgebench.provision import Setup
     from edgebench.recording import Recording
@@ -208,6 +209,70 @@ def measure_overhead(
         lowerings=lowerings,  # type: ignore[arg-type]  # measure names the valid ones
         budgets=budgets,
         options=options or RunOptions(percentile=90.0, accuracy=None),
+        wait=wait,
+        progress=progress,
+        report=report,
+    )
+    write_tables(results)
+    write(found, ensure_dir(results_dir(results) / "tables"))
+    return found
+
+
+def measure_directions(
+    adapter: str | Path,
+    *,
+    base: str | None = None,
+    device: str = "local",
+    quant: str = "fp32",
+    points: int = 8,
+    of: tuple[int, int] | None = None,
+    options: RunOptions | None = None,
+    results: str | Path | None = None,
+    wait: bool = True,
+    workspace_code: bool = True,
+    progress: Callable[[str, float | None], None] | None = None,
+    report: Callable[[dict[str, Any]], None] | None = None,
+    **export_options: Any,
+) -> DirectionMeasurement:
+    """What a HEST adapter's int8 and fp16 directions cost on a device, and the bound E_max.
+
+    Exports the adapter with other numbers of directions, runs one session, and writes
+    ``tables/direction-costs.json`` (``edgebench.adapters.energy_bound.read_direction_costs`` reads
+    it) and the other tables.
+
+    Args:
+        points: how many artifacts to measure, 5 to 12.
+        of: numbers of int8 and fp16 directions to give the bound for; None takes the adapter's.
+        options: how to measure; five launches up to the median by default.
+        export_options: other members of ``edgebench.export.ExportRequest``: seq_len, data, ...
+
+    Raises:
+        EdgebenchError: as ``export_adapter`` and ``run``; a ``CheckpointError`` where the adapter's
+            directions have no states.
+    """
+    from edgebench.device import load
+    from edgebench.export import ExportRequest
+    from edgebench.measure import RunOptions
+    from edgebench.overhead.directions import measure, write
+
+    workspace = Workspace.find()
+    profile = load(device, workspace)
+    profile.require_usable()
+    request = ExportRequest(
+        base=base,
+        quants=(quant,),
+        out=artifacts_dir(results),
+        exporter_dirs=workspace.exporter_dirs(workspace_code),
+        **export_options,
+    )
+    found = measure(
+        Path(adapter),
+        profile,
+        store(results),
+        request=request,
+        points=points,
+        of=of,
+        options=options or RunOptions(percentile=50.0, accuracy=None),
         wait=wait,
         progress=progress,
         report=report,

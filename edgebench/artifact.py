@@ -25,6 +25,7 @@ Schema history (``schema``):
                            later: ``decoder``, the road "direct", and ``parity.greedy_tokens`` and
                            ``greedy_agreement`` (absent: null)
                            later: ``adapters`` (absent: none), ``adapter.active_atoms``
+                           later: ``adapter.directions`` and ``integer`` (absent: null)
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class Adapter(_Part):
     parameters: int
     #: Atoms of a dictionary that one token uses at most, where the family has any.
     active_atoms: float | None = None
+    #: Spectral directions over all modules by how they are computed: off, int8, fp16, fp32.
+    directions: dict[str, int] | None = None
 
 
 class Exporter(_Part):
@@ -163,6 +166,22 @@ class Parity(_Part):
     tolerance: float | None
     greedy_tokens: int | None = None
     greedy_agreement: float | None = None
+
+
+class IntegerProducts(_Part):
+    """Products of 8-bit integers that stand in the graph at every scheme (HEST's directions).
+
+    Rounding activations makes whole steps of last bits, so ``parity`` of an fp32 graph has no
+    tolerance here. What was required instead: ``in_float``, the same graph with floating-point
+    products, agrees with PyTorch where activations are as they are; and ``largest_error``, of a
+    product from PyTorch's simulation with the same input as a share of its largest value, is at
+    most 1e-4. ``rounding`` is this artifact against PyTorch without rounded activations.
+    """
+
+    products: int
+    largest_error: float
+    in_float: Parity
+    rounding: Parity
 
 
 class Decoder(_Part):
@@ -242,6 +261,7 @@ class Manifest(_Part):
     #: Swappable: what can be made active; ``adapter`` is the first, ``parity`` the base alone's.
     adapters: tuple[SwapAdapter, ...] = ()
     decoder: Decoder | None = None
+    integer: IntegerProducts | None = None
     files: dict[str, FileEntry]
 
 

@@ -233,6 +233,9 @@ class Accuracy(_Part):
 
     ``right``: which examples were answered rightly, a bit each, the first the highest bit of the
     first byte, as hex; None in recordings made before it was, or by an agent that does not tell.
+
+    Of a token classifier ``n`` counts labelled tokens, and ``texts`` has (correct, n) of each text:
+    tokens of one text are not independent of each other.
     """
 
     correct: int
@@ -240,6 +243,7 @@ class Accuracy(_Part):
     duration_ns: int
     recording: str | None = None
     right: str | None = None
+    texts: list[tuple[int, int]] | None = None
 
 
 class Greedy(_Part):

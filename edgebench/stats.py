@@ -261,6 +261,49 @@ def proportion(correct: int, n: int, *, confidence: float = CONFIDENCE) -> Estim
     return Estimate(correct / n, lo, hi, n, 1)
 
 
+def clustered_proportion(
+    correct: npt.ArrayLike, n: npt.ArrayLike, *, confidence: float = CONFIDENCE
+) -> Estimate | None:
+    """A share of units that come in groups and are not independent within one: tokens of texts.
+
+    p = sum c_i / sum n_i over m groups. Its variance is that of a ratio, m / (m - 1) *
+    sum (c_i - p n_i)^2 / N^2, which gives the number of independent units that would vary as much,
+    N* = p (1 - p) / var * (t_{N-1} / t_{m-1})^2, at most N; the interval is Clopper and Pearson's
+    for N* (E. L. Korn and B. I. Graubard, Survey Methodology 24, 1998). Where all groups agree the
+    variance says nothing, and each group counts as one unit.
+
+    Args:
+        correct, n: [m] by group.
+
+    Returns:
+        None where there are no units; of one group the interval is 0 to 1.
+
+    Raises:
+        ValueError: a group with more correct units than it has.
+    """
+    hits, sizes = np.asarray(correct, np.float64), np.asarray(n, np.float64)
+    hits, sizes = hits[sizes > 0], sizes[sizes > 0]
+    if np.any(hits > sizes) or np.any(hits < 0):
+        raise ValueError("a group has more correct units than units")
+    groups, total = len(sizes), float(sizes.sum())
+    if groups == 0:
+        return None
+    share = float(hits.sum()) / total
+    if groups == 1:
+        return Estimate(share, 0.0, 1.0, int(total), 1)
+    variance = groups / (groups - 1) * float(((hits - share * sizes) ** 2).sum()) / total**2
+    units = float(groups)
+    if variance > 0:
+        shrink = student_t(int(total) - 1, confidence) / student_t(groups - 1, confidence)
+        units = min(total, share * (1 - share) / variance * shrink**2)
+    from scipy.special import betaincinv
+
+    tail, right = (1 - confidence) / 2, share * units
+    lo = 0.0 if share == 0 else float(betaincinv(right, units - right + 1, tail))
+    hi = 1.0 if share == 1 else float(betaincinv(right + 1, units - right, 1 - tail))
+    return Estimate(share, lo, hi, int(total), 1)
+
+
 def student_t(degrees: int, confidence: float = CONFIDENCE) -> float:
     """Two-sided quantile of Student's t: P(|T| <= t) = c with ``degrees`` degrees of freedom."""
     from scipy.special import stdtrit

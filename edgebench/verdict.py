@@ -108,13 +108,15 @@ def judge(recording: Recording, samples: Samples, state: State, artifact_index: 
 def _answers(recording: Recording, artifact: int) -> Iterator[Reason]:
     """How good the answers are: unknown, or of another model than the one that was exported."""
     solos = [solo for solo in recording.solo if solo.artifact == artifact]
+    manifest = recording.artifacts[artifact].manifest
     if recording.protocol.decoding is None:
         if not any(solo.accuracy for solo in solos):
-            yield reason(Code.ACCURACY_UNMEASURED, what="accuracy", data="labelled data")
+            tokens = manifest["task"] == "token-classification"
+            data = "data whose words are labelled" if tokens else "labelled data"
+            yield reason(Code.ACCURACY_UNMEASURED, what="accuracy", data=data)
         return
     if not any(solo.perplexity for solo in solos):
         yield reason(Code.ACCURACY_UNMEASURED, what="perplexity", data="held-out texts")
-    manifest = recording.artifacts[artifact].manifest
     for solo in solos:
         other = first_difference(solo.greedy) if solo.greedy else None
         if other and manifest["quantization"]["scheme"] == "fp32":

@@ -1,7 +1,7 @@
 """The spectral family: HEST, TABS and BHSP. See ``edgebench/adapters/spectral.py``.
 
-HEST's directions that are off are not in the graph, and its int8 directions have the values of
-their 8 bits. They are computed in the graph's own precision: integer products are not there yet.
+HEST's directions that are off are not in the graph, its int8 directions are products of integers,
+and its fp16 ones are stored in fp16.
 """
 
 from __future__ import annotations
@@ -77,6 +77,11 @@ class Spectral(Exporter):
         members = spectral_files.read_members(adapter.config, where)
         spectral_files.attach(members, tensors, module, where)
         return module
+
+    def directions(self, attached: Any) -> dict[str, int]:
+        from edgebench.adapters import spectral
+
+        return spectral.counts(attached)
 
     def lower(self, attached: Any, lowering: Lowering) -> Any:
         from edgebench.adapters import spectral

@@ -305,6 +305,31 @@ def test_the_interval_of_a_share_holds_the_truth_at_least_as_often_as_it_says(tr
     assert covered >= 0.99
 
 
+def test_a_share_of_grouped_units_is_that_of_all_units_and_wider_where_groups_differ():
+    alike = stats.clustered_proportion([9] * 40, [10] * 40)
+    assert (alike.value, alike.n) == (0.9, 400)
+    assert stats.proportion(36, 40).lo == alike.lo  # all agree: 40 units are known, not 400
+    apart = stats.clustered_proportion([10] * 36 + [0] * 4, [10] * 40)
+    independent = stats.proportion(360, 400)
+    assert apart.hi - apart.lo > 2 * (independent.hi - independent.lo)
+    assert stats.clustered_proportion([], []) is None
+    assert stats.clustered_proportion([0, 0], [0, 0]) is None
+    one = stats.clustered_proportion([3], [4])
+    assert (one.value, one.lo, one.hi) == (0.75, 0.0, 1.0)
+    with pytest.raises(ValueError, match="more correct units"):
+        stats.clustered_proportion([3], [2])
+
+
+def test_the_interval_of_grouped_units_holds_the_truth_as_often_as_it_says():
+    random, held, times, truth = np.random.default_rng(3), 0, 400, 0.9
+    for _ in range(times):
+        sizes = random.integers(5, 30, 60)
+        # Each text has its own difficulty: beta(9, 1), whose mean is 0.9.
+        share = stats.clustered_proportion(random.binomial(sizes, random.beta(9, 1, 60)), sizes)
+        held += share.lo <= truth <= share.hi
+    assert held / times > 0.97  # 99 % less four standard errors
+
+
 # --- coverage by simulation ---------------------------------------------------------------------
 
 

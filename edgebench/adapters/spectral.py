@@ -12,10 +12,13 @@ S [R], V [R, d_in] and gates g in (0, 1):
 W_tok = E D is a controller of width k, D [k, d_in] and E [R, k], shared by all layers; w_layer [R]
 is each layer's own. HEST keeps a logit for each state; in train mode a direction is the mixture
 
-    p_int8 Q(U_j, V_j) + p_fp16 (U_j, V_j),   p = softmax over (off, int8, fp16)
+    p_int8 Q8(U_j, V_j) + p_fp16 Q16(U_j, V_j),   p = softmax over (off, int8, fp16)
 
-with Q rounding to 8 bits (one scale a vector, symmetric, straight-through gradient: Bengio et al.
-2013, arXiv:1308.3432). In eval mode it is *hard*: each direction is what its largest logit says.
+with Q8 a product of 8-bit integers: one symmetric scale a vector, and activations rounded to 8 bits
+when they come (``integer``: V's are x, U's are the gated V x with U's scales in them). Q16 rounds
+the vectors to fp16; a CPU computes with them in fp32. The gradient passes through both (straight
+through: Bengio et al. 2013, arXiv:1308.3432). In eval mode it is *hard*: each direction is what its
+largest logit says. TABS and BHSP have no states: their directions are as they are trained.
 """
 
 from __future__ import annotations
@@ -27,6 +30,13 @@ import torch
 from torch import Tensor, nn
 
 from edgebench.adapters.blocks import blocks_of
+from edgebench.adapters.integer import (
+    IntegerLinear,
+    codes_and_scales,
+    rounded_activations,
+    to_fp16,
+    to_int8,
+)
 from edgebench.errors import CheckpointError
 
 OFF, INT8, FP16 = range(3)
@@ -91,50 +101,121 @@ class Spectral(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., d_in] -> [..., d_out]."""
-        gate = torch.sigmoid(self.layer_gate)
-        if self.controller is not None:
-            gate = gate * torch.sigmoid(self.controller(x))
-        gate = gate * self.s
+        y: Tensor = self.linear(x)
+        layer = torch.sigmoid(self.layer_gate) * self.s
+        token = None if self.controller is None else torch.sigmoid(self.controller(x))
+        if self.state_logits is None:
+            return y + nn.functional.linear(
+                _gated(nn.functional.linear(x, self.v), token, layer), self.u
+            )
         p = self.shares()
-        full = nn.functional.linear(x, self.v) * (gate * p[:, FP16])
-        y: Tensor = self.linear(x) + nn.functional.linear(full, self.u)
-        if self.state_logits is not None:
-            rounded = nn.functional.linear(x, to_int8(self.v, 1)) * (gate * p[:, INT8])
-            y = y + nn.functional.linear(rounded, to_int8(self.u, 0))
-        return y
+        inner = nn.functional.linear(x, to_fp16(self.v))
+        y = y + nn.functional.linear(_gated(inner, token, layer * p[:, FP16]), to_fp16(self.u))
+        inner = nn.functional.linear(rounded_activations(x), to_int8(self.v, 1))
+        scale = codes_and_scales(self.u, 0)[1]
+        largest = scale.max()
+        inner = _gated(inner, token, layer * p[:, INT8] * (scale[0] / largest))
+        codes = to_int8(self.u, 0) / scale
+        return y + nn.functional.linear(rounded_activations(inner), codes) * largest
 
     @torch.no_grad()
-    def hard(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left: indices [n], V [n, d_in], and U [d_out, n] with S and the layer's gate."""
+    def kept(self) -> Tensor:
+        """The directions that are not off, as indices [n]."""
+        return torch.nonzero(self.states() != OFF).flatten()
+
+    @torch.no_grad()
+    def counts(self) -> dict[str, int]:
+        """Directions by state; of an adapter without states all are "fp32"."""
+        if self.state_logits is None:
+            return {"fp32": len(self.s)}
         states = self.states()
-        kept = torch.nonzero(states != OFF).flatten()
-        small = (states == INT8)[kept]
-        v, u = self.v[kept], self.u[:, kept]
-        v = torch.where(small[:, None], to_int8(v, 1), v)
-        u = torch.where(small[None, :], to_int8(u, 0), u)
-        return kept, v, u * (torch.sigmoid(self.layer_gate) * self.s)[kept]
+        return {name: int((states == index).sum()) for index, name in enumerate(STATES)}
+
+    @torch.no_grad()
+    def delta(self) -> Tensor:
+        """The update as a matrix [d_out, d_in], where no gate depends on a token."""
+        return (self.u * (torch.sigmoid(self.layer_gate) * self.s)) @ self.v
 
 
 class HardSpectral(nn.Module):
-    """The directions that are left, y = W x + U (sigmoid(E (D x)) * (V x))."""
+    """The directions that are left: fp32 ones (TABS, BHSP), or fp16 and int8 ones (HEST).
+
+    Each kind is a branch U (gates * (V x)) of its own; one without directions is not there.
+    """
 
     def __init__(self, part: Spectral) -> None:
         super().__init__()
-        kept, v, u = part.hard()
-        self.linear = part.linear
-        self.v = _matrix(v)
-        self.u = _matrix(u)
-        self.down = self.up = None
-        if part.controller is not None:
-            self.down = part.controller.down
-            self.up = _matrix(part.controller.up.weight[kept])
+        # "base" tells whoever reads the graph that all else here is the adapter's.
+        self.base = part.linear
+        self.down = None if part.controller is None else part.controller.down
+        self.branches = nn.ModuleList()
+        layer = torch.sigmoid(part.layer_gate) * part.s
+        up = None if part.controller is None else part.controller.up.weight
+        for state, make in ((FP16, _plain if part.state_logits is None else _fp16), (INT8, _int8)):
+            chosen = torch.nonzero(part.states() == state).flatten()
+            if len(chosen):
+                v, u, gate = make(part.v[chosen], part.u[:, chosen], layer[chosen])
+                gates = None if up is None else _matrix(up[chosen])
+                self.branches.append(Branch(v, u, gate, gates))
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.v(x)
-        if self.down is not None and self.up is not None:
-            inner = inner * torch.sigmoid(self.up(self.down(x)))
-        y: Tensor = self.linear(x) + self.u(inner)
+        y: Tensor = self.base(x)
+        narrow = None if self.down is None else self.down(x)
+        for branch in self.branches:
+            y = y + branch(x, narrow)
         return y
+
+
+class Branch(nn.Module):
+    """Directions of one kind, U (sigmoid(E D x) * gate * (V x)).
+
+    Args:
+        v, u: modules [..., d_in] -> [..., n] and [..., n] -> [..., d_out].
+        gate: [n], the same for all tokens.
+        up: E; None without a controller.
+    """
+
+    gate: Tensor
+
+    def __init__(self, v: nn.Module, u: nn.Module, gate: Tensor, up: nn.Module | None) -> None:
+        super().__init__()
+        self.v, self.u, self.up = v, u, up
+        self.register_buffer("gate", gate.detach().clone())
+
+    def forward(self, x: Tensor, narrow: Tensor | None) -> Tensor:
+        """x [..., d_in], and D x [..., k] where there is a controller -> [..., d_out]."""
+        token = None if self.up is None else torch.sigmoid(self.up(narrow))
+        y: Tensor = self.u(_gated(self.v(x), token, self.gate))
+        return y
+
+
+class Fp16Linear(nn.Linear):
+    """A matrix whose values are fp16's; ``edgebench.export.graph`` stores it in fp16."""
+
+
+def _gated(inner: Tensor, token: Tensor | None, layer: Tensor) -> Tensor:
+    return (inner if token is None else inner * token) * layer
+
+
+def _plain(v: Tensor, u: Tensor, gate: Tensor) -> tuple[nn.Module, nn.Module, Tensor]:
+    return _matrix(v), _matrix(u), gate
+
+
+def _fp16(v: Tensor, u: Tensor, gate: Tensor) -> tuple[nn.Module, nn.Module, Tensor]:
+    return _matrix(to_fp16(v), Fp16Linear), _matrix(to_fp16(u), Fp16Linear), gate
+
+
+def _int8(v: Tensor, u: Tensor, gate: Tensor) -> tuple[nn.Module, nn.Module, Tensor]:
+    """V's scales follow its product. U's run along what is summed: the largest follows, and the
+    gate has what the others are short of it."""
+    inner, inner_scale = codes_and_scales(v, 1)
+    outer, outer_scale = codes_and_scales(u, 0)
+    largest = outer_scale.max()
+    return (
+        IntegerLinear(inner, inner_scale[:, 0]),
+        IntegerLinear(outer, largest),
+        gate * (outer_scale[0] / largest),
+    )
 
 
 def put_directions(
@@ -173,6 +254,16 @@ def put_directions(
     return found
 
 
+def counts(model: nn.Module) -> dict[str, int]:
+    """Directions by state, over all modules of a model."""
+    found: dict[str, int] = {}
+    for part in model.modules():
+        if isinstance(part, Spectral):
+            for state, number in part.counts().items():
+                found[state] = found.get(state, 0) + number
+    return found
+
+
 @torch.no_grad()
 def harden(model: Any, parts: Iterable[tuple[str, Spectral]], *, merged: bool) -> Any:
     """Replace directions by what is left of them, in place.
@@ -181,33 +272,20 @@ def harden(model: Any, parts: Iterable[tuple[str, Spectral]], *, merged: bool) -
         merged: fold directions whose gate depends on no token into the weight.
     """
     for name, part in parts:
-        kept, v, u = part.hard()
         if merged:
-            if part.controller is not None:
+            if part.controller is not None or part.state_logits is not None:
                 raise CheckpointError(
                     "directions gated for each token can't be folded into a weight",
                     fix="Export with --lowering unmerged.",
                 )
-            part.linear.weight += u @ v
-        made = part.linear if merged or not len(kept) else HardSpectral(part)
+            part.linear.weight += part.delta()
+        made = part.linear if merged or not len(part.kept()) else HardSpectral(part)
         parent, _, last = name.rpartition(".")
         setattr(model.get_submodule(parent), last, made)
     return model
 
 
-def to_int8(vectors: Tensor, along: int) -> Tensor:
-    """Vectors rounded to 8 bits, one symmetric scale each; the gradient passes through.
-
-    Args:
-        along: the axis of a vector's elements.
-    """
-    scale = vectors.detach().abs().amax(dim=along, keepdim=True) / 127
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    rounded = (vectors / scale).round() * scale
-    return vectors + (rounded - vectors).detach()
-
-
-def _matrix(weight: Tensor) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+def _matrix(weight: Tensor, kind: type[nn.Linear] = nn.Linear) -> nn.Linear:
+    made = kind(weight.shape[1], weight.shape[0], bias=False)
     made.weight = nn.Parameter(weight.detach().clone().contiguous(), requires_grad=False)
     return made

@@ -134,6 +134,8 @@ def attach(
                     fix="Give its own base with --base, or check the path.",
                 )
             place.copy_(value)
+    if members.kind == "HEST":
+        _check_range(parts, where)
     model.eval()  # the new modules too
     return parts
 
@@ -181,6 +183,23 @@ def save(
     if names := list(labels):
         files["labels.json"] = (json.dumps({"labels": names}) + "\n").encode()
     replace_files(directory, files)
+
+
+#: The largest number of fp16.
+_LARGEST = 65504.0
+
+
+def _check_range(parts: Mapping[str, Spectral], where: str) -> None:
+    """Refuse directions that fp16 can't hold."""
+    for module, part in parts.items():
+        for name in ("spectral_u", "spectral_v"):
+            largest = float(getattr(part, _PARTS[name]).detach().abs().max())
+            if largest > _LARGEST:
+                raise CheckpointError(
+                    f"{module}.{name} holds {largest:.3g}, which is too large for fp16",
+                    where=where,
+                    fix="Train it again; HEST's directions are in fp16 or int8.",
+                )
 
 
 def _places(parts: Mapping[str, Spectral]) -> dict[str, Any]:

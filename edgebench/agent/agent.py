@@ -1116,6 +1116,8 @@ def evaluate(runtime: Runtime, entry: Document, limit: str | int, batch: int) ->
     """Task accuracy on the artifact's labelled held-out inputs (argmax of the first output).
 
     ``right``: which examples were answered rightly, a bit each, the first the highest, as hex.
+    Where every token has a label (-100: none), ``n`` counts those, and ``texts`` has
+    [correct, n] of each text.
     """
     import numpy
 
@@ -1127,13 +1129,15 @@ def evaluate(runtime: Runtime, entry: Document, limit: str | int, batch: int) ->
         here = slice(first, min(first + batch, count))
         logits = runtime.infer({name: value[here] for name, value in arrays.items()})
         answers.append(logits.argmax(-1) == labels[here])
-    found: Document = {
-        "correct": int(sum(each.sum() for each in answers)),
-        "n": count,
-        "duration_ns": clock() - begin,
-    }
-    if all(each.ndim == 1 for each in answers):
-        found["right"] = numpy.packbits(numpy.concatenate(answers)).tobytes().hex()
+    duration_ns = clock() - begin
+    right = numpy.concatenate(answers)
+    found: Document = {"correct": int(right.sum()), "n": count, "duration_ns": duration_ns}
+    if right.ndim == 1:
+        found["right"] = numpy.packbits(right).tobytes().hex()
+    else:
+        counted = labels[:count] != -100
+        found["n"] = int(counted.sum())
+        found["texts"] = numpy.stack([right.sum(1), counted.sum(1)], axis=1).tolist()
     return found
 
 

@@ -13,6 +13,7 @@ import edgebench
 from edgebench.cli import (
     check,
     devices,
+    directions,
     doctor,
     energy,
     evaluate,
@@ -84,6 +85,7 @@ for module in (
     exporters,
     run,
     overhead,
+    directions,
     flops,
     sample,
     resume,

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
-from edgebench.errors import ExportError
-from edgebench.export import cache, store, swappable, torch_artifact
+from edgebench.errors import ExportError, UsageError
+from edgebench.export import agreement, cache, integer_graph, store, swappable, torch_artifact
 from edgebench.export.graph import IR_VERSION, OPSET, signature
 from edgebench.export.inputs import (
     TimingInputs,
@@ -29,14 +29,17 @@ from edgebench.export.inputs import (
     timing_inputs,
 )
 from edgebench.export.module import OUTPUTS, Feed, build_base, forward_module, quiet, reference
-from edgebench.export.parity import FP32_TOLERANCE, compare
+from edgebench.export.parity import FP32_TOLERANCE
 from edgebench.export.plan import Member, Plan, adapter_entry, base_entry, directory_name
 from edgebench.export.request import Progress, safe_name
 from edgebench.export.sample_text import TEXTS
 from edgebench.export.session import run_graph
 from edgebench.export.statistics import GraphFacts, read_graph
+from edgebench.export.token_data import LabelledWords
 from edgebench.export.weights import load_tensors, refuse_non_finite
 from edgebench.quantize import CALIBRATED, quantize
+
+_Outputs = list[npt.NDArray[np.float32]]
 
 _MODEL = "model.onnx"
 _INPUTS = "inputs.npz"
@@ -76,8 +79,9 @@ class _Traced:
     calibration: list[Feed]
     calibration_source: str
     expected: list[npt.NDArray[np.float32]]
-    output: str
     swaps: tuple[swappable.Swap, ...] = ()
+    directions: dict[str, int] | None = None
+    integer: integer_graph.Checked | None = None
 
 
 def build(
@@ -122,10 +126,7 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     texts = plan.data.texts[:_CANDIDATES] if plan.data else TEXTS
     source = plan.data.source if plan.data else f"edgebench's own {len(TEXTS)} sentences"
     timing = timing_inputs(tokens, texts, request.seq_len, source)
-    evaluation = None
-    if plan.held_out and plan.truth is not None:
-        rows = tokens.encode(plan.held_out.texts, request.seq_len)
-        evaluation = {**rows, "labels": plan.truth}
+    evaluation = _evaluation(plan, tokens)
     feeds = parity_feeds(tokens, timing, texts)
     calibration, calibration_source = _calibration(plan, tokens, texts, source)
     output = OUTPUTS[plan.task]
@@ -136,11 +137,22 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     if plan.members and alone:
         attached = _with_head(plan.members, module)
     # The reference is taken before lowering: merging changes the module in place.
-    expected = reference(forward_module(attached, tokens.names, output), feeds)
+    forward = forward_module(attached, tokens.names, output)
+    expected = reference(forward, feeds)
+    branched = plan.found.exporter if plan.found and not alone else None
+    directions = branched.directions(attached) if branched else {}
+    rounds = directions.get("int8") and request.format == "onnx"
+    if rounds and request.via != "torch":
+        raise UsageError(
+            "int8 directions are products of integers, which our own road alone writes",
+            where=f"--via {request.via}",
+            fix="Leave --via out.",
+        )
+    exact = integer_graph.exact_reference(forward, feeds) if rounds else None
     report("exporting the graph", _LOWERING)
     lowered = attached
-    if plan.found and not alone:
-        lowered = plan.found.exporter.lower(attached, request.lowering).eval()
+    if branched:
+        lowered = branched.lower(attached, request.lowering).eval()
     inputs = {}
     if swaps:
         names = [member.adapter.name for member in plan.members]
@@ -153,6 +165,11 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
     report("reading the graph", _CHECKING)
     row = {name: array[:1] for name, array in timing.arrays.items()}
     facts = read_graph(_load(graph), row)
+    integer = None
+    if exact is not None:
+        integer = integer_graph.check(
+            graph, feeds, exact, lambda wanted, got: _float_form(plan, feeds, wanted, got)
+        )
     return _Traced(
         module=lowered,
         graph=graph,
@@ -163,9 +180,20 @@ def _trace(plan: Plan, temporary: Path, report: Progress) -> _Traced:
         calibration=calibration,
         calibration_source=calibration_source,
         expected=expected,
-        output=output,
         swaps=swaps,
+        directions=directions or None,
+        integer=integer,
     )
+
+
+def _evaluation(plan: Plan, tokens: Tokens) -> dict[str, npt.NDArray[np.int64]] | None:
+    """The labelled rows that travel with the artifact; None where nothing is labelled."""
+    if isinstance(plan.held_out, LabelledWords) and isinstance(plan.truth, list):
+        return tokens.encode_words(plan.held_out.words, plan.truth, plan.request.seq_len)
+    if plan.held_out and isinstance(plan.truth, np.ndarray):
+        rows = tokens.encode(plan.held_out.texts, plan.request.seq_len)
+        return {**rows, "labels": plan.truth}
+    return None
 
 
 def _lower(plan: Plan, module: Any, names: tuple[str, ...], example: Feed, graph: Path) -> None:
@@ -247,6 +275,9 @@ def _scheme(
     quantization = written.quantization
     parity = _parity(plan, traced, written)
     adapters = _adapters(plan, traced, scheme, directory, written)
+    entry = adapter_entry(plan)
+    if entry is not None and traced.directions:
+        entry = entry.model_copy(update={"directions": traced.directions})
     report("writing", 0.9)
     save_arrays(directory / _INPUTS, traced.timing.arrays)
     if traced.evaluation is not None:
@@ -259,7 +290,7 @@ def _scheme(
         task=plan.task,
         labels=plan.labels,
         base=base_entry(plan),
-        adapter=adapter_entry(plan),
+        adapter=entry,
         exporter=nouns.Exporter(
             name=plan.found.exporter.name if plan.found else "base",
             road=plan.request.via,
@@ -284,6 +315,7 @@ def _scheme(
         format=plan.request.format,
         model=written.model,
         adapters=adapters,
+        integer=_integer(plan, traced, written),
         files={
             file.relative_to(directory).as_posix(): nouns.FileEntry(
                 sha256=nouns.sha256_file(file), bytes=file.stat().st_size
@@ -293,6 +325,34 @@ def _scheme(
         },
     )
     return nouns.write_manifest(directory, manifest)
+
+
+def _integer(plan: Plan, traced: _Traced, written: _Written) -> nouns.IntegerProducts | None:
+    """What the manifest says of integer products that the adapter brings."""
+    if traced.integer is None:
+        return None
+    return nouns.IntegerProducts(
+        products=traced.integer.products,
+        largest_error=traced.integer.largest_error,
+        in_float=traced.integer.in_float,
+        rounding=agreement.differences(
+            plan, traced.feeds, traced.integer.expected, written.outputs, _AS_THEY_ARE
+        ),
+    )
+
+
+def _float_form(
+    plan: Plan, feeds: Sequence[Feed], expected: _Outputs, given: _Outputs
+) -> nouns.Parity:
+    """The graph with floating-point products against PyTorch: it must agree as fp32 does."""
+    parity = agreement.differences(
+        plan, feeds, expected, given, _AS_THEY_ARE, tolerance=FP32_TOLERANCE
+    )
+    agreement.require(plan, parity, "fp32 graph with floating-point products")
+    return parity
+
+
+_AS_THEY_ARE = "with the adapter unmerged and activations as they are"
 
 
 def _write_onnx(
@@ -391,21 +451,6 @@ def _write_torch(
     )
 
 
-def _of_tokens(
-    outputs: Sequence[npt.NDArray[Any]], feeds: Sequence[Feed]
-) -> list[npt.NDArray[Any]]:
-    """Outputs a position without those of padding, [tokens, d]: they mean nothing, and differ more.
-
-    Outputs a text, [batch, d], stay as they are.
-    """
-    kept = []
-    for output, feed in zip(outputs, feeds, strict=True):
-        mask = feed.get("attention_mask")
-        padded = mask is not None and output.ndim > 2 and output.shape[:2] == mask.shape
-        kept.append(output[np.asarray(mask, dtype=bool)] if padded else output)
-    return kept
-
-
 def _parity(plan: Plan, traced: _Traced, written: _Written) -> nouns.Parity:
     """Compare with PyTorch; fp32 must agree, the error of fewer bits is recorded.
 
@@ -435,21 +480,16 @@ def _compare(
             f"the {scheme} {what}'s output has another shape than PyTorch's",
             fix="It does not follow batch or sequence length; try the other --via.",
         )
-    parity = compare(
-        _of_tokens(expected, traced.feeds),
-        _of_tokens(actual, traced.feeds),
-        reference=f"PyTorch in fp32, eval mode, {adapter}: {traced.output}",
-        logits=plan.task != "feature-extraction",
-        tolerance=FP32_TOLERANCE if scheme == "fp32" else None,
+    if traced.integer is not None:
+        adapter += " and activations of int8 directions rounded as the graph does"
+    # Rounded activations: what had to agree is said in ``integer``.
+    strict = scheme == "fp32" and traced.integer is None
+    tolerance = FP32_TOLERANCE if strict else None
+    parity = agreement.differences(
+        plan, traced.feeds, expected, actual, adapter, tolerance=tolerance
     )
-    # Written so that a NaN fails too.
-    if scheme == "fp32" and not parity.max_abs_error <= FP32_TOLERANCE:
-        raise ExportError(
-            f"the fp32 {what} is off PyTorch by {parity.max_abs_error:.2g}, "
-            f"more than {FP32_TOLERANCE:g}, so no artifact was written",
-            where=plan.name,
-            fix="Try the other --via, and report this with the versions in use.",
-        )
+    if strict:
+        agreement.require(plan, parity, f"fp32 {what}")
     return parity
 
 

@@ -1,4 +1,7 @@
-"""Text from a file: with a ``text`` and a ``label`` column (JSON Lines, CSV, Parquet), or alone."""
+"""Text from a file: with a ``text`` and a ``label`` column (JSON Lines, CSV, Parquet), or alone.
+
+Text whose words are labelled is in ``token_data``.
+"""
 
 from __future__ import annotations
 

@@ -119,6 +119,14 @@ class Exporter(ABC):
         """Parameters of the base's head that the adapter makes, and does not store, by name."""
         return {}
 
+    def directions(self, attached: Any) -> dict[str, int]:
+        """The adapter's directions by how they are computed: "off", "int8", "fp16", "fp32".
+
+        Of those in "int8" activations are rounded too (``edgebench.adapters.integer``), which the
+        parity check then takes into account. Empty for a family that has no directions.
+        """
+        return {}
+
     @abstractmethod
     def lower(self, attached: Any, lowering: Lowering) -> Any:
         """The transformers module to export, from what ``attach`` returned (may change it).

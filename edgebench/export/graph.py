@@ -21,6 +21,7 @@ IR_VERSION = 10
 _ONE_FILE_BYTES = 1_500_000_000
 
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_CLASSES = "pkg.torch.onnx.class_hierarchy"
 #: How the names of an adapter's nodes begin.
 ADAPTER = "adapter/"
 
@@ -31,6 +32,7 @@ def tidy(model: Any) -> Any:
     """Name folded weights, give our own ops their bodies, drop metadata, set the IR version."""
     _mark_adapters(model.graph)
     _name_weights(model.graph)
+    _store_halves(model.graph)
     dictionary_op.complete(model)
     model.ir_version = IR_VERSION
     model.doc_string = ""
@@ -113,10 +115,37 @@ def _name_weights(graph: Any) -> None:
         value.name = names.get(value.name, value.name)
 
 
+def _store_halves(graph: Any) -> None:
+    """Store in fp16 what an ``Fp16Linear`` multiplies by: its values are fp16's already.
+
+    A Cast makes them fp32 again, once, when the session is made: a CPU computes in fp32.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper
+
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    names = {
+        node.input[1]
+        for node in graph.node
+        if node.op_type == "MatMul" and _innermost(node, _CLASSES).endswith(".Fp16Linear")
+    }
+    for number, name in enumerate(sorted(names)):
+        array = numpy_helper.to_array(tensors[name])
+        stored = f"{name}.half"
+        tensors[name].CopyFrom(numpy_helper.from_array(array.astype(np.float16), stored))
+        cast = helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT)
+        graph.node.insert(number, cast)
+
+
 def _scope(node: Any) -> str:
     """The path of the torch module that a node came from, or ""."""
+    return _innermost(node, _SCOPES)
+
+
+def _innermost(node: Any, key: str) -> str:
+    """What the exporter noted of the innermost torch module that a node came from, or ""."""
     for entry in node.metadata_props:
-        if entry.key == _SCOPES:
-            scopes = ast.literal_eval(entry.value)
-            return str(scopes[-2]) if len(scopes) > 1 else ""
+        if entry.key == key:
+            noted = ast.literal_eval(entry.value)
+            return str(noted[-2]) if len(noted) > 1 else ""
     return ""

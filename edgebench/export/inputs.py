@@ -5,9 +5,10 @@ All arrays are int64 [rows, tokens], named as the model's inputs.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from edgebench.errors import CheckpointError, UsageError
 from edgebench.export.base import BaseModel
 from edgebench.export.module import Feed
+from edgebench.export.token_data import IGNORED
 
 #: Rows of inputs.npz: enough that a timing loop does not see one text over and over.
 TIMING_ROWS = 64
@@ -51,10 +53,9 @@ class Tokens:
         Raises:
             CheckpointError: there is none, or it gives nothing that the model takes.
         """
-        from transformers import AutoTokenizer
-
+        self._path = base.path
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(base.path, local_files_only=True)
+            self._tokenizer = self._reload()
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 "the base model has no tokenizer that can be read",
@@ -68,7 +69,7 @@ class Tokens:
         self.names = tuple(n for n in self._tokenizer.model_input_names if n in takes)
         if "input_ids" not in self.names:
             raise CheckpointError("the model does not take token ids", where=str(base.path))
-        self._longest = min(base.max_positions or 1 << 30, self._tokenizer.model_max_length)
+        self._longest: int = min(base.max_positions or 1 << 30, self._tokenizer.model_max_length)
 
     @property
     def largest_id(self) -> int:
@@ -108,6 +109,48 @@ class Tokens:
             return_tensors="np",
         )
         return {name: encoded[name][:, :length].astype(np.int64) for name in self.names}
+
+    def encode_words(
+        self, words: Sequence[Sequence[str]], labels: Sequence[Sequence[int]], length: int
+    ) -> dict[str, npt.NDArray[np.int64]]:
+        """Labelled words as rows of ``length`` tokens, with ``labels`` [rows, length].
+
+        A word's first piece has its label, every other position ``token_data.IGNORED``. Words
+        behind the last token of a row are cut off, with their labels.
+
+        Raises:
+            CheckpointError: the tokenizer does not tell words apart.
+        """
+        # Tokenizers of bytes (RoBERTa's) take a word for one that begins a text without this.
+        tokenizer = self._reload(add_prefix_space=True)
+        if not tokenizer.is_fast:
+            raise CheckpointError(
+                "the base's tokenizer does not say which word a token belongs to",
+                where=str(self._path),
+                fix="Put a tokenizer.json beside config.json, or leave --data out.",
+            )
+        encoded = tokenizer(
+            [list(row) for row in words],
+            is_split_into_words=True,
+            truncation=True,
+            padding="max_length",
+            max_length=max(length, _SHORTEST),
+            return_tensors="np",
+        )
+        rows = {name: encoded[name][:, :length].astype(np.int64) for name in self.names}
+        truth = np.full((len(words), length), IGNORED, dtype=np.int64)
+        for number, known in enumerate(labels):
+            before = None
+            for position, word in enumerate(encoded.word_ids(number)[:length]):
+                if word is not None and word != before:
+                    truth[number, position] = known[word]
+                before = word
+        return {**rows, "labels": truth}
+
+    def _reload(self, **options: Any) -> Any:
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(self._path, local_files_only=True, **options)
 
 
 def timing_inputs(

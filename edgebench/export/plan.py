@@ -18,6 +18,7 @@ from edgebench.export.decoder.plan import DecoderPlan, plan_decoder
 from edgebench.export.exporter import AdapterFacts, FoundExporter, Task, find_exporter
 from edgebench.export.request import ExportRequest, safe_name
 from edgebench.export.swappable import check_names
+from edgebench.export.token_data import LabelledWords, read_words
 from edgebench.workspace import builtin_root
 
 
@@ -43,9 +44,9 @@ class Plan:
     task: Task
     labels: tuple[str, ...]
     num_labels: int | None
-    data: LabelledText | None
-    held_out: LabelledText | None
-    truth: npt.NDArray[np.int64] | None
+    data: LabelledText | LabelledWords | None
+    held_out: LabelledText | LabelledWords | None
+    truth: npt.NDArray[np.int64] | list[list[int]] | None
     calibration: tuple[str, ...] | None
     members: tuple[Member, ...]
     key: str
@@ -92,11 +93,7 @@ def make_plan(request: ExportRequest) -> Plan:
             fix=f"Give at most {base.max_positions}.",
         )
     labels = _labels(request, base, adapter, num_labels)
-    data = read_data(request.data) if request.data and not decoder else None
-    held_out = truth = None
-    if data and task == "text-classification" and num_labels:
-        held_out = data.first(request.evaluation_limit)
-        truth = np.array(label_indices(held_out, labels or None, num_labels), dtype=np.int64)
+    data, held_out, truth = _data(request, task, labels, num_labels)
     calibration = read_texts(request.calibration) if request.calibration else None
     names = [member.adapter.name for member in members] or [base.path.resolve().name]
     name = request.name or safe_name("+".join(names))
@@ -120,6 +117,29 @@ def make_plan(request: ExportRequest) -> Plan:
         ),
         decoder=decoder,
     )
+
+
+def _data(
+    request: ExportRequest, task: Task, labels: tuple[str, ...], num_labels: int | None
+) -> tuple[Any, Any, Any]:
+    """The data, the part of it that the model is scored on, and the true answers to that.
+
+    Of a token classifier these are lists, a label a word; None where whole texts are labelled.
+    """
+    if request.data is None or task == "text-generation":
+        return None, None, None
+    if task == "token-classification" and num_labels:
+        words = read_words(request.data)
+        if not words.labels:
+            return words, None, None
+        some = words.first(request.evaluation_limit)
+        return words, some, some.indices(labels or None, num_labels)
+    texts = read_data(request.data)
+    if task != "text-classification" or not num_labels:
+        return texts, None, None
+    part = texts.first(request.evaluation_limit)
+    truth = label_indices(part, labels or None, num_labels)
+    return texts, part, np.array(truth, dtype=np.int64)
 
 
 def _member(request: ExportRequest, adapter: AdapterCheckpoint, base: BaseModel) -> Member:

@@ -9,9 +9,9 @@ is counted is what stands in it.
   [batch, heads, queries, keys].
 - **kept_ranks**: inner widths, summed, of all low-rank branches: two constant matrices in a row,
   [k, r] then [r, n] with r < min(k, n), with no bias and nothing but scaling between (a gate for
-  each token is that too). A merged adapter has none left, so it counts 0. A branch that is used
-  twice (DeBERTa's query projection, on tokens and on positions) counts once here, and with each use
-  in its FLOPs.
+  each token is that too, and so is rounding to integers). A merged adapter has none left, so it
+  counts 0. A branch that is used twice (DeBERTa's query projection, on tokens and on positions)
+  counts once here, and with each use in its FLOPs.
 - **param_bits**: stored bits of all parameters: every initialiser and constant but those of 64-bit
   integers, booleans and strings, which hold shapes and indices.
 
@@ -113,8 +113,8 @@ def low_rank_branches(model: Any) -> list[Branch]:
 def _flops(node: Any, shapes: dict[str, tuple[int, ...]]) -> int:
     """FLOPs of one node of an adapter's branch; an operator that only moves values has none."""
     elements = math.prod(shapes[node.output[0]])
-    if node.op_type in {"MatMul", "Gemm"}:
-        biased = elements if len(node.input) > 2 else 0
+    if node.op_type in {"MatMul", "Gemm", "MatMulInteger"}:
+        biased = elements if node.op_type == "Gemm" and len(node.input) > 2 else 0
         return 2 * elements * shapes[node.input[0]][-1] + biased
     if node.op_type == "DictionaryUpdate":
         # A token: r from k atoms, its norm, its product with x, and r scaled.
@@ -127,6 +127,7 @@ _PER_ELEMENT = {
     **dict.fromkeys(("Add", "Sub", "Mul", "Div", "Round", "Greater", "Equal", "And", "Where"), 1),
     **dict.fromkeys(("Sigmoid", "Tanh", "Exp", "Sqrt", "Pow", "Max", "Min", "Or"), 1),
     "Softmax": 5,
+    "DynamicQuantizeLinear": 4,
 }
 
 
@@ -167,6 +168,11 @@ class _Graph:
                 continue
             steps = [(down.output[0], 2 * width[0])]
             last = self._through_scaling(down.output[0], steps)
+            # Where the second product is of integers too, what it takes is rounded first.
+            rounding = self.consumers[last]
+            if len(rounding) == 1 and rounding[0].op_type == "DynamicQuantizeLinear":
+                last = rounding[0].output[0]
+                steps.append((last, 4))
             followers = self.consumers[last]
             if len(followers) != 1 or followers[0].input[0] != last:
                 continue
@@ -184,7 +190,8 @@ class _Graph:
 
     def _linear(self, node: Any) -> tuple[int, int] | None:
         """(in, out) of a product with a constant matrix and no bias, or None."""
-        if node.op_type not in {"MatMul", "Gemm"} or len(node.input) > 2:
+        plain = node.op_type in {"MatMul", "Gemm"} and len(node.input) == 2
+        if not plain and node.op_type != "MatMulInteger":
             return None
         shape = self.constants.get(node.input[1])
         if shape is None or len(shape) != 2:
@@ -197,15 +204,22 @@ class _Graph:
         while len(self.consumers[value]) == 1 and self.consumers[value][0].op_type in _SCALING:
             (node,) = self.consumers[value]
             others = [v for v in node.input if v != value and v not in self.constants]
-            if not all(node.op_type == "Mul" and self._is_gate(v) for v in others):
+            if not all(node.op_type == "Mul" and self._is_factor(v) for v in others):
                 break
             value = node.output[0]
             steps.append((value, 1 if node.op_type in {"Mul", "Div"} else 0))
         return value
 
-    def _is_gate(self, value: str) -> bool:
-        """Whether a value is a gate for each token and rank, in (0, 1)."""
-        return value in self.producer and self.producer[value].op_type == "Sigmoid"
+    def _is_factor(self, value: str) -> bool:
+        """Whether a value is a gate for each token and rank, in (0, 1), or the scale of integers:
+        that of rounded activations, times constants."""
+        node = self.producer.get(value)
+        if node is None:
+            return value in self.constants
+        if node.op_type == "Mul":
+            return all(self._is_factor(operand) for operand in node.input)
+        scale = node.op_type == "DynamicQuantizeLinear" and value == node.output[1]
+        return bool(scale or node.op_type == "Sigmoid")
 
     def _from_activations(self, value: str) -> bool:
         """Whether a value is, but for scaling and masking, a product of two activations."""

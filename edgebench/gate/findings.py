@@ -104,6 +104,12 @@ def _accuracy(pair: Pair, metric: Metric, session: Loaded, rule: Rule, limit: fl
                 where=str(artifact.path),
                 fix="Export it with --data, or leave accuracy out.",
             )
+        if solo.accuracy.texts is not None:
+            raise InputError(
+                "accuracy can't be gated: the tokens of a text are not independent examples",
+                where=str(artifact.path),
+                fix="Leave accuracy out for token classifiers.",
+            )
         sides.append(solo.accuracy)
     drop = compare_accuracy(sides[0], sides[1], rule, limit)
     note = f"{drop.n} labelled examples"

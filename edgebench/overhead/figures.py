@@ -117,10 +117,11 @@ def forms_of(
                 base_digest=artifacts[base].digest,
                 latency_ms=_cell(latency, "latency_p50_ms"),
                 base_latency_ms=_cell(base_latency, "latency_p50_ms"),
-                latency=_valid(
-                    (verdicts["latency"], base_verdicts["latency"]), _ratio(loaded, index, base)
+                latency=valid(
+                    (verdicts["latency"], base_verdicts["latency"]),
+                    latency_ratio(loaded, index, base),
                 ),
-                energy=_valid(
+                energy=valid(
                     (verdicts["energy"], base_verdicts["energy"]),
                     _energy(energy, base_energy),
                 ),
@@ -151,7 +152,7 @@ def _cell(row: Row, name: str) -> Figure:
     return Figure(value, row[f"{name}_lo"], row[f"{name}_hi"])
 
 
-def _ratio(loaded: Loaded, index: int, base: int) -> Figure:
+def latency_ratio(loaded: Loaded, index: int, base: int) -> Figure:
     """The share that a call takes longer than the base's, from interleaved turns."""
     measured = np.asarray(loaded.samples["phase"] == PHASES.index("measure"))
     names = ("duration_ns", "launch", "artifact", "turn")
@@ -187,7 +188,7 @@ def _memory(row: Row, base: Row) -> Figure:
     return Figure(own[0] / own[1] - 1)
 
 
-def _valid(verdicts: tuple[Verdict, Verdict], figure: Figure) -> Figure:
+def valid(verdicts: Sequence[Verdict], figure: Figure) -> Figure:
     """The figure, or why it can't be used."""
     for verdict in verdicts:
         if verdict.status is Status.INVALID and figure.value is not None:

@@ -43,7 +43,7 @@ def convert(source: Path, target: Path, progress: Progress) -> Quantization:
         storage_bits=16,
         compute_bits=32,
         activation_bits=32,
-        storage_bits_per_weight=counted.storage_bits_per_weight,
+        storage_bits_per_weight=counted.file_bits_per_weight,
         file_bits_per_weight=counted.file_bits_per_weight,
         quantized_weights=0,
         total_weights=counted.total_weights,

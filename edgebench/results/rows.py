@@ -189,8 +189,11 @@ def _solo(recording: Recording, index: int) -> Row:
 def _accuracy(recording: Recording, solo: Solo) -> Row:
     if solo.accuracy is None:
         return {}
+    share = stats.proportion(solo.accuracy.correct, solo.accuracy.n)
+    if solo.accuracy.texts is not None:
+        share = stats.clustered_proportion(*zip(*solo.accuracy.texts, strict=True))
     return {
-        **_estimate("accuracy", stats.proportion(solo.accuracy.correct, solo.accuracy.n)),
+        **_estimate("accuracy", share),
         "accuracy_n": solo.accuracy.n,
         "accuracy_recording_id": solo.accuracy.recording or recording.id,
     }

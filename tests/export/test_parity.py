@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edgebench.export.build import _of_tokens
+from edgebench.export.agreement import of_tokens
 from edgebench.export.parity import compare
 
 logits = arrays.arrays(
@@ -68,11 +68,11 @@ def test_padding_is_not_compared():
     """Nobody reads what stands there, and there PyTorch and a graph differ most."""
     mask = np.array([[1, 1, 0], [1, 0, 0]])
     hidden = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
-    (kept,) = _of_tokens([hidden], [{"attention_mask": mask}])
+    (kept,) = of_tokens([hidden], [{"attention_mask": mask}])
     assert kept.tolist() == [[0, 1], [2, 3], [6, 7]]
 
 
 def test_answers_a_text_are_all_compared():
     answers = np.ones((2, 3), np.float32)
-    (kept,) = _of_tokens([answers], [{"attention_mask": np.zeros((2, 3))}])
+    (kept,) = of_tokens([answers], [{"attention_mask": np.zeros((2, 3))}])
     assert kept is answers

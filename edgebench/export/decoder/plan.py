@@ -87,6 +87,13 @@ def _refuse_options(request: ExportRequest) -> None:
             where="--quant int8-static",
             fix="Give text of the kind that the model will see with --calibration.",
         )
+    if "int8-static" in request.quants and request.lowering == "swappable":
+        raise UsageError(
+            "int8-static moves scale into what a decoder's matrices read, so adapters that are "
+            "swapped would be given other values than they were trained on",
+            where="--quant int8-static",
+            fix="Give another precision, or export it merged or unmerged.",
+        )
     refused = {
         "--format": (request.format != "onnx", "decoders are exported to ONNX alone"),
         "--via": (request.via != "torch", "decoders have one road, edgebench's own"),

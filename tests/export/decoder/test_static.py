@@ -163,6 +163,13 @@ def test_without_text_it_is_refused(llama: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_swapped_adapters_are_refused(
+    llama: Path, adapter: Path, text: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="adapters that are swapped would be given other values"):
+        one(tmp_path / "out", llama, adapter=adapter, lowering="swappable", calibration=text)
+
+
 def test_too_little_text_is_refused(llama: Path, tmp_path: Path) -> None:
     text = tmp_path / "few.txt"
     text.write_text("a few words\n")
