@@ -172,13 +172,9 @@ def llama(directory: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(
-    ("family", "targets"),
-    [("lilac", ["q", "k", "v", "o", "ffn_in", "ffn_out"]), ("himalaya", ["q", "o"])],
-)
-def test_a_decoder_with_grouped_queries_takes_families_by_role(family, targets, tmp_path):
+def test_a_decoder_with_grouped_queries_takes_families_by_role(tmp_path):
     base = llama(tmp_path / "llama")
-    adapter = families.write(family, base, tmp_path / family, targets=targets)
+    adapter = families.write("himalaya", base, tmp_path / "himalaya", targets=["q", "o"])
     (artifact,) = exported(adapter, base, tmp_path / "out", lowering="unmerged")
     assert artifact.manifest.parity.max_abs_error <= 1e-4
 
