@@ -28,16 +28,23 @@ Names = dict[str, str]
 
 
 def tiny_decoder(
-    *, foreign: bool = False, head_dim: int = HEAD_DIM, seed: int = 0
+    *,
+    foreign: bool = False,
+    head_dim: int = HEAD_DIM,
+    seed: int = 0,
+    swapped: tuple[str, ...] = (),
 ) -> onnx.ModelProto:
     """Embedding, layers of attention, head; one graph for prefill and decode.
 
     Args:
         foreign: as optimum writes it: position_ids, logits of every position.
+        swapped: products (``q0``, ``v1``, ...) that have a branch of inputs, as a swappable
+            export writes them.
     """
     rng = np.random.default_rng(seed)
     weights: list[onnx.TensorProto] = []
     nodes: list[onnx.NodeProto] = []
+    factors: list[onnx.ValueInfoProto] = []
 
     def weight(name: str, *shape: int, scale: float = 1.0) -> str:
         array = (rng.normal(size=shape) * scale).astype(np.float32)
@@ -68,7 +75,19 @@ def tiny_decoder(
     for i in range(LAYERS):
         for part, width in (("q", hidden), ("k", kv), ("v", kv)):
             name = weight(f"{part}{i}.weight", hidden, width, scale=hidden**-0.5)
-            node("MatMul", [x, name], [f"{part}{i}"])
+            product = f"{part}{i}"
+            if product not in swapped:
+                node("MatMul", [x, name], [product])
+                continue
+            down, up = f"{product}.lora_A", f"{product}.lora_B"
+            for each, shape in ((down, [hidden, 0]), (up, [0, width])):
+                weights.append(numpy_helper.from_array(np.zeros(shape, np.float32), each))
+                free = [size or f"{product}.rank" for size in shape]
+                factors.append(helper.make_tensor_value_info(each, TensorProto.FLOAT, free))
+            node("MatMul", [x, name], [f"{product}.own"])
+            node("MatMul", [x, down], [f"{product}.down"])
+            node("MatMul", [f"{product}.down", up], [f"{product}.branch"])
+            node("Add", [f"{product}.own", f"{product}.branch"], [product])
         past = [f"past_key_values.{i}.{part}" for part in ("key", "value")]
         present = [f"present.{i}.{part}" for part in ("key", "value")]
         node(
@@ -108,6 +127,7 @@ def tiny_decoder(
             ids("attention_mask", "batch", "total_sequence"),
             extra,
             *(cache(f"past_key_values.{i}.{part}", "past_sequence") for i, part in places),
+            *factors,
         ],
         [
             helper.make_tensor_value_info("logits", TensorProto.FLOAT, logits),
@@ -119,11 +139,18 @@ def tiny_decoder(
     return helper.make_model(graph, ir_version=10, opset_imports=opsets, producer_name="tests")
 
 
-def greedy(model: onnx.ModelProto, prompt: list[int], count: int) -> list[int]:
+def greedy(
+    model: onnx.ModelProto,
+    prompt: list[int],
+    count: int,
+    adapter: dict[str, np.ndarray[Any, Any]] | None = None,
+) -> list[int]:
     """Greedy tokens without a cache: the whole sequence through the graph for each of them."""
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(model.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     names = {item.name: item for item in session.get_inputs()}
     tokens = list(prompt)
     while len(tokens) < len(prompt) + count:
@@ -134,7 +161,7 @@ def greedy(model: onnx.ModelProto, prompt: list[int], count: int) -> list[int]:
             "position_ids": np.arange(n)[None],
             "logits_to_keep": np.array([1]),
         }
-        feed = {name: feed[name] for name in feed if name in names}
+        feed = {name: feed[name] for name in feed if name in names} | (adapter or {})
         for name, item in names.items():
             if name.startswith("past"):
                 feed[name] = np.zeros((1, KV_HEADS, 0, item.shape[3]), np.float32)

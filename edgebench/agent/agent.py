@@ -1059,17 +1059,19 @@ def open_lane(index: int, entry: Document, protocol: Document) -> tuple[Lane, in
     if x86_without_vnni():
         entries.update(entry.get("session_options_x86_without_vnni", {}))
     options = dict(protocol["runtime"], session_options=entries, native=entry.get("native"))
-    if entry.get("adapters"):
-        files = entry["adapters"].items()
-        options["adapters"] = {name: os.path.join(entry["path"], file) for name, file in files}
-        options["active_adapter"] = entry["active_adapter"]
+    files = (entry.get("adapters") or {}).items()
+    adapters = {name: os.path.join(entry["path"], file) for name, file in files}
+    active = entry.get("active_adapter")
+    if not entry.get("decoder"):  # whose driver changes them itself
+        options.update(adapters=adapters, active_adapter=active)
     model = os.path.join(entry["path"], entry["model"]) if entry.get("model") else None
     begin = clock()
     runtime = made(model, options)
+    if entry.get("decoder"):
+        rule = protocol["decoding"]
+        runtime = decoder_runtime()(runtime, entry["decoder"], rule, adapters, active)
     load_ns = clock() - begin
     bindings = [None]
-    if entry.get("decoder"):
-        runtime = decoder_runtime()(runtime, entry["decoder"], protocol["decoding"])
     if entry.get("inputs"):
         arrays = load_arrays(os.path.join(entry["path"], entry["inputs"]))
         if entry.get("decoder"):

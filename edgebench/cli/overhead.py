@@ -53,6 +53,16 @@ def overhead(
         float | None, typer.Option(help="Budget: dictionary atoms that one token uses.")
     ] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
+    scenario: Annotated[
+        str | None,
+        typer.Option(help="As for `edgebench run`; of decoders generate, prefill or decode."),
+    ] = None,
+    prompt_len: Annotated[
+        int | None, typer.Option(help="Decoders: tokens of a prompt (default: --seq-len).")
+    ] = None,
+    new_tokens: Annotated[
+        int | None, typer.Option(help="Decoders: tokens that a call of generate makes.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Texts for the timing inputs, as for `edgebench export`.")
     ] = None,
@@ -109,6 +119,9 @@ def overhead(
         active_atoms=max_active_atoms,
     )
     options = RunOptions(
+        scenario=scenario,  # type: ignore[arg-type]  # RunOptions.check names the valid ones
+        prompt_len=prompt_len,
+        new_tokens=new_tokens,
         launches=launches,
         percentile=percentile,
         precision=parse_share(precision, "--precision"),

@@ -179,6 +179,7 @@ _FORMULAS: dict[str, Callable[[Node], int | None]] = {
     f"{OURS}.MatMul3Bit": _few_bits,
     f"{OURS}.Gather3Bit": _gather_few_bits,
     f"{OURS}.Gather4Bit": _gather_few_bits,
+    f"{MICROSOFT}.GatherBlockQuantized": _gather_few_bits,
     "DequantizeLinear": _dequantize,
     f"{MICROSOFT}.DequantizeLinear": _dequantize,
     f"{MICROSOFT}.GroupQueryAttention": _attention,

@@ -32,6 +32,10 @@ from edgebench.export.statistics import tensor_bits
 
 Feed = Mapping[str, npt.NDArray[Any]]
 
+# Where a graph that is loaded from memory finds the weights that stand in other files
+# (onnxruntime_session_options_config_keys.h).
+_FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 @dataclass(frozen=True)
 class NodeCost:
@@ -90,9 +94,12 @@ def count(model: Path | Any, feed: Feed) -> GraphCost:
     """
     import onnx
 
-    proto = onnx.load(str(model)) if isinstance(model, Path) else model
-    proto = _inlined(proto)
-    shapes = _shapes(proto, feed)
+    folder = None
+    if isinstance(model, Path):
+        # Weights beside the graph stay there: they may be larger than a protobuf can be.
+        model, folder = onnx.load(str(model), load_external_data=False), model.parent
+    proto = _inlined(model)
+    shapes = _shapes(proto, feed, folder)
     sizes = _element_bits(proto)
     weights = {tensor.name: tensor for tensor in proto.graph.initializer}
     costs = []
@@ -150,8 +157,12 @@ def _inlined(model: Any) -> Any:
     return onnx.inliner.inline_selected_functions(model, strange) if strange else model
 
 
-def _shapes(model: Any, feed: Feed) -> dict[str, Shape]:
-    """The shape of every value: by running the graph with a Shape node behind each."""
+def _shapes(model: Any, feed: Feed, folder: Path | None) -> dict[str, Shape]:
+    """The shape of every value: by running the graph with a Shape node behind each.
+
+    Args:
+        folder: where the graph's external weights are.
+    """
     import onnx
 
     from edgebench.export.session import run_graph
@@ -171,7 +182,10 @@ def _shapes(model: Any, feed: Feed) -> dict[str, Shape]:
     graph.output.extend(
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None) for name in wanted
     )
-    (results,) = run_graph(watched.SerializeToString(), [feed], "exported", outputs=wanted)
+    options = {_FOLDER: str(folder.resolve())} if folder else {}
+    (results,) = run_graph(
+        watched.SerializeToString(), [feed], "exported", outputs=wanted, session_options=options
+    )
     for name, result in zip(wanted, results, strict=True):
         found[name.removesuffix("/edgebench_shape")] = tuple(int(n) for n in np.asarray(result))
     return found

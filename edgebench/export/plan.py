@@ -73,11 +73,11 @@ def make_plan(request: ExportRequest) -> Plan:
         found, facts = first.found, first.facts
         more = (_member(request, read_adapter(path), base) for path in request.more_adapters)
         members = (first, *more)
-        _check_members(members)
+        _check_members(request, members)
     task, num_labels = (facts.task, facts.num_labels) if facts else _base_task(base)
     decoder = None
     if task == "text-generation":
-        decoder = plan_decoder(request, base, adapter, found, facts)
+        decoder = plan_decoder(request, base, members)
     elif num_labels is None and task != "feature-extraction":
         num_labels = len(id2label(base.config) or ()) or None
         if num_labels is None:
@@ -148,11 +148,10 @@ def _member(request: ExportRequest, adapter: AdapterCheckpoint, base: BaseModel)
     return Member(adapter, found, found.exporter.inspect(adapter, base))
 
 
-def _check_members(members: tuple[Member, ...]) -> None:
+def _check_members(request: ExportRequest, members: tuple[Member, ...]) -> None:
     """Refuse adapters that can't share one graph, as far as names and shapes tell."""
-    if len(members) < 2:
-        return
-    check_names([safe_name(member.adapter.name) for member in members])
+    if request.lowering == "swappable":
+        check_names([safe_name(member.adapter.name) for member in members])
     first = members[0]
     for other in members[1:]:
         for what, here, there in (

@@ -14,7 +14,7 @@ fp32 whatever the scheme is: the base's weights are what is quantised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,12 +218,31 @@ def write_file(target: Path, parameters: Mapping[str, Array]) -> None:
     form.export_adapter(str(target))
 
 
+class AdapterFile(Mapping[str, Array]):
+    """The parameters of an adapter file by the names of the graph's inputs, each read when asked
+    for: ONNX Runtime maps the file."""
+
+    def __init__(self, source: Path) -> None:
+        import onnxruntime
+
+        # Up to ONNX Runtime 1.30 the values lie in what this object holds, so it is kept.
+        self._form = onnxruntime.AdapterFormat.read_adapter(str(source))
+        self._values: dict[str, Any] = self._form.get_parameters()
+
+    def __getitem__(self, name: str) -> Array:
+        array: Array = self._values[name].numpy()
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+
 def read_file(source: Path) -> dict[str, Array]:
     """The parameters of an adapter file, by the names of the graph's inputs."""
-    import onnxruntime
-
-    parameters = onnxruntime.AdapterFormat.read_adapter(str(source)).get_parameters()
-    return {name: value.numpy() for name, value in parameters.items()}
+    return dict(AdapterFile(source))
 
 
 def check_names(names: Sequence[str]) -> None:

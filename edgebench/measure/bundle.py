@@ -24,7 +24,7 @@ _EMPTY = _PACKAGE / "meters" / "__init__.py"
 #: What runs beside the agent for a runtime, and for decoders in ONNX Runtime.
 _RUNTIMES = {
     "torch": ("torch_runtime",),
-    "decoder": ("decoder_runtime", "decoder_driver", "decoder_graph"),
+    "decoder": ("decoder_runtime", "decoder_driver", "decoder_graph", "decoder_adapters"),
 }
 
 

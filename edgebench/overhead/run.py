@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgebench.artifact import Artifact
+from edgebench.artifact import Artifact, Manifest
 from edgebench.device import Device
 from edgebench.errors import UsageError
 from edgebench.export import ExportRequest, export
@@ -132,12 +132,27 @@ def count_artifact(artifact: Artifact, adapter: str | None = None) -> counting.G
             where=str(artifact.path),
             fix="Export it with --format onnx.",
         )
+    takes = {tensor.name for tensor in artifact.manifest.signature.inputs}
     with np.load(artifact.path / artifact.manifest.data.inputs, allow_pickle=False) as rows:
-        feed: dict[str, Any] = {name: rows[name][:1] for name in rows.files}
+        feed: dict[str, Any] = {name: rows[name][:1] for name in rows.files if name in takes}
+    if artifact.manifest.decoder is not None:
+        feed |= _empty_cache(artifact.manifest)
     active = artifact.swap_adapter(adapter)
     if active is not None:
         feed |= read_file(artifact.path / active.file)
     return counting.count(artifact.model_path, feed)
+
+
+def _empty_cache(manifest: Manifest) -> dict[str, Any]:
+    """What a decoder's prefill takes beside its prompt: no past, logits of the last position."""
+    found: dict[str, Any] = {}
+    for tensor in manifest.signature.inputs:
+        if tensor.name.startswith("past_key_values."):
+            shape = [size if isinstance(size, int) else 0 for size in tensor.shape]
+            found[tensor.name] = np.zeros([1, *shape[1:]], tensor.dtype)
+        elif tensor.name == "logits_to_keep":
+            found[tensor.name] = np.ones(1, np.int64)
+    return found
 
 
 def _lowerings(

@@ -46,6 +46,7 @@ def render(tables: Tables) -> RenderableType:
         blocks.append(_table(session, measured, tables.verdicts))
         blocks += [Text(line, style="bold") for line in _ratios(session)]
         blocks += [Text(line) for line in _energy_ratios(session, measured)]
+        blocks += [Text(line, style="dim") for line in _swap_lines(session)]
         blocks += [Text(line, style="dim") for line in _power_lines(measured)]
         blocks += list(_reasons(session, tables.verdicts, tables.energy_verdicts))
     return Group(*blocks) if blocks else Text("no recordings")
@@ -162,6 +163,16 @@ def _energy_ratios(session: Sequence[Row], measured: Sequence[Row]) -> Iterator[
     ]
     if parts:
         yield f"energy a call, the reference's over each: {', '.join(parts)}"
+
+
+def _swap_lines(session: Sequence[Row]) -> Iterator[str]:
+    """Which adapter of a swappable artifact was active, and what changing it takes."""
+    labels = _labels(session)
+    for row in session:
+        if row["adapter_swap_us"] is not None:
+            swap, load = (plus_minus(row, f"adapter_{name}_us") for name in ("swap", "load"))
+            active = f"with {row['adapter']}" if row["adapter"] else "without an adapter"
+            yield f"{labels[row['run_id']]} {active}: a swap takes {swap} µs, a load {load} µs"
 
 
 def _power_lines(measured: Sequence[Row]) -> Iterator[str]:

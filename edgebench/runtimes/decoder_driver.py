@@ -43,6 +43,7 @@ class Driver:
         self.bound: Any = None
         self.binding = runtime.session.io_binding()
         self.call = runtime.session.run_with_iobinding
+        runtime.adapters.bind_active(self.binding)
         self._output(self.logits)
         if self.graph.keep:
             self._input(self.graph.keep, self.kept, [1])

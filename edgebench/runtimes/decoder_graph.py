@@ -7,7 +7,7 @@ ours. Names are those that Hugging Face's exporters and onnxruntime-genai write.
 from __future__ import annotations
 
 import re
-from typing import Any, Iterator, Mapping, Tuple
+from typing import Any, Iterator, Mapping, Optional, Tuple
 
 IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 #: How many positions from the end get logits; the second name is Hugging Face's older one.
@@ -62,6 +62,11 @@ class Graph:
         self.cache_type = element_type(inputs[self.pairs[0][0]]) if self.pairs else "float32"
         width = outputs[LOGITS].shape[-1]
         self.vocabulary = width if isinstance(width, int) else None
+
+
+def expected_tokens(adapter: Optional[str]) -> str:
+    """The array of an artifact's inputs with the reference's tokens, of one swappable adapter."""
+    return f"expected_tokens.{adapter}" if adapter else "expected_tokens"
 
 
 def matches(pattern: Any, names: Mapping[str, Any]) -> Iterator[Tuple[str, Any]]:

@@ -25,8 +25,9 @@ import itertools
 import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
+from edgebench.runtimes.decoder_adapters import Adapters
 from edgebench.runtimes.decoder_driver import Driver, whole
-from edgebench.runtimes.decoder_graph import IDS, MASK, DecoderError, Graph
+from edgebench.runtimes.decoder_graph import IDS, MASK, DecoderError, Graph, expected_tokens
 
 clock = time.perf_counter_ns
 
@@ -43,16 +44,25 @@ class DecoderRuntime:
     #: The agent's own loop times the calls.
     time_calls: Optional[Callable[..., None]] = None
 
-    def __init__(self, runtime: Any, spec: Mapping[str, Any], rule: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        runtime: Any,
+        spec: Mapping[str, Any],
+        rule: Mapping[str, Any],
+        adapters: Optional[Mapping[str, str]] = None,
+        active: Optional[str] = None,
+    ) -> None:
         """Take a loaded model over.
 
         Args:
             runtime: the agent's, with ``session``, ``execution`` and ``synchronize``.
             spec: the manifest's ``decoder``.
             rule: ``scenario``, ``prompt_len`` and ``new_tokens``.
+            adapters: of a swappable decoder the adapter files, by name.
+            active: the one of them that is active in every call; None: the base alone.
 
         Raises:
-            DecoderError: the graph is not such a decoder.
+            DecoderError: the graph is not such a decoder, or an adapter can't be loaded.
         """
         self.runtime = runtime
         self.session = runtime.session
@@ -63,6 +73,7 @@ class DecoderRuntime:
         provider = self.session.get_providers()[0]
         self.device = "cuda" if provider.startswith(("CUDA", "Tensorrt")) else "cpu"
         self.shared = spec["cache"] == "shared"
+        self.adapters = Adapters(self.session, adapters or {}, active, self.device)
         self.call = {"prefill": self._prefill, "decode": self._decode, "generate": self._generate}[
             rule["scenario"]
         ]
@@ -102,6 +113,10 @@ class DecoderRuntime:
         kind = "shared" if self.shared else "growing"
         cache = {"kind": kind, "bytes": self.cache_bytes, "dtype": self.graph.cache_type}
         return dict(self.runtime.execution(), cache=cache)
+
+    def adapter_times(self) -> Dict[str, float]:
+        """How long it takes to change adapters (ns)."""
+        return self.adapters.times()
 
     def generated(self) -> List[Dict[str, Any]]:
         """The tokens that the last call of each prompt gave."""
@@ -143,12 +158,14 @@ class DecoderRuntime:
     def check(self, arrays: Mapping[str, Any]) -> Optional[Dict[str, Any]]:
         """The tokens generated here beside those that the host's reference generated.
 
-        ``expected_tokens`` [k, m] of the inputs follow the first k rows, cut to
-        ``expected_prompt_len`` where that is there. None: there are none.
+        ``expected_tokens`` [k, m] of the inputs (``expected_tokens.<name>`` while that adapter is
+        active) follow the first k rows, cut to ``expected_prompt_len`` where that is there. None:
+        there are none.
         """
-        if "expected_tokens" not in arrays:
+        name = expected_tokens(self.adapters.active)
+        if name not in arrays:
             return None
-        expected = arrays["expected_tokens"][:, :CHECKED]
+        expected = arrays[name][:, :CHECKED]
         length = int(arrays.get("expected_prompt_len", arrays[IDS].shape[1]))
         tokens = [
             self.greedy(ids, len(row))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.export import tiny
+from tests.export.decoder import tiny as tiny_decoders
 from tests.fixtures_export import require
 from tests.measure.bench import Bench
 
@@ -64,3 +65,21 @@ def test_forms_are_compared_with_the_base_and_judged(bench: Bench):
     wrong = bench.call(*asked, "--lowering", "folded")
     assert wrong.returncode == 2
     assert "have no folded form" in wrong.stderr
+
+
+def test_a_decoders_forms_are_compared_in_one_scenario(bench: Bench):
+    require("torch", "transformers", "peft")
+    base = tiny_decoders.write_llama(bench.path / "llama")
+    adapter = tiny_decoders.write_adapter(base, bench.path / "adapter")
+    asked = ["overhead", str(adapter), "--base", str(base), "--device", "bench", "--seq-len", "24"]
+    asked += ["--scenario", "prefill", "--prompt-len", "16", "-q", "int8", "--max-duration", "1"]
+    asked += ["--launches", "1", "--percentile", "50", "--precision", "0.9"]
+    found = bench.call(*asked, "--max-flop-overhead", "0.1%")
+    assert found.returncode == 1, found.stderr
+    document = json.loads((bench.path / "results" / "tables" / "overhead.json").read_text())
+    forms = {form["lowering"]: form for form in document["forms"]}
+    assert list(forms) == ["merged", "unmerged", "swappable"]
+    assert forms["merged"]["flops"]["value"] == 0
+    assert forms["unmerged"]["flops"]["value"] == forms["swappable"]["flops"]["value"] > 0
+    assert not any(form["uncounted"] for form in document["forms"])
+    assert all(form["latency_ms"]["value"] > 0 for form in document["forms"])

@@ -11,7 +11,12 @@ import onnx
 import pytest
 
 from edgebench.agent.agent import OnnxRuntime
-from edgebench.runtimes import decoder_driver, decoder_graph, decoder_runtime
+from edgebench.runtimes import (
+    decoder_adapters,
+    decoder_driver,
+    decoder_graph,
+    decoder_runtime,
+)
 from edgebench.runtimes.decoder_graph import DecoderError
 from edgebench.runtimes.decoder_runtime import DecoderRuntime
 from tests.agent.agents import onnx_runtime
@@ -157,7 +162,9 @@ def test_a_graph_with_another_number_of_layers_is_refused(tmp_path: Path):
         DecoderRuntime(runtime, spec, {"scenario": "prefill", "prompt_len": 1, "new_tokens": 1})
 
 
-@pytest.mark.parametrize("module", [decoder_driver, decoder_graph, decoder_runtime])
+@pytest.mark.parametrize(
+    "module", [decoder_adapters, decoder_driver, decoder_graph, decoder_runtime]
+)
 def test_it_is_written_for_python_3_8(module: Any):
     text = Path(module.__file__).read_text()
     tree = ast.parse(text, feature_version=(3, 8))

@@ -12,7 +12,7 @@ from edgebench import artifact as nouns
 from edgebench.artifact import Artifact
 from edgebench.errors import CheckpointError
 from edgebench.export import cache, store
-from edgebench.export.decoder import facts, parity, ranges, schemes, sensitivity
+from edgebench.export.decoder import facts, parity, ranges, schemes, sensitivity, swapping
 from edgebench.export.decoder.fitting import LayerFit
 from edgebench.export.decoder.network import IDS, MASK, OPSET, Widths
 from edgebench.export.decoder.plan import DecoderPlan
@@ -30,6 +30,7 @@ from edgebench.export.module import Feed, quiet
 from edgebench.export.plan import Plan, adapter_entry, base_entry, directory_name
 from edgebench.export.request import Progress
 from edgebench.quantize import calibration
+from edgebench.runtimes.decoder_graph import expected_tokens
 
 _INPUTS = "inputs.npz"
 _EVALUATION = "evaluation.npz"
@@ -103,10 +104,12 @@ def _prepare(plan: Plan, decoder: DecoderPlan, report: Progress) -> _Prepared:
         tried, tried_source = _masked(tokens, decoder.texts), decoder.texts_source
         calibration.check(tried)
     nested = _within(report, None, _REFERENCE, _SCHEMES - _REFERENCE)
-    answers = parity.prepare(plan, ids, nested)
-    if answers.generated is not None:
+    forms = swapping.forms(plan, decoder)
+    answers = parity.prepare(plan, forms, ids, nested)
+    if answers.generated:
         # What a device is asked to generate as well.
-        timing.arrays["expected_tokens"] = answers.generated
+        for form, generated in zip(forms, answers.generated, strict=True):
+            timing.arrays[expected_tokens(form.adapter)] = generated
         timing.arrays["expected_prompt_len"] = np.array(answers.opening_length, np.int64)
     return _Prepared(
         timing, answers.check, feeds, source, tried, tried_source, _evaluation(plan, tokens)
@@ -183,7 +186,9 @@ def _scheme(
         progress=storing,
         fitted=fitted,
         storage=storage,
+        swapped=plan.decoder.swapped,
     )
+    swapping.write_files(directory, plan, plan.decoder)
     report("comparing with PyTorch", 0.7)
     read = calibrated or scheme == "int8-static"
     details = schemes.details(
@@ -197,7 +202,7 @@ def _scheme(
         "session_options_x86_without_vnni", {}
     )
     nested = _within(report, None, 0.7, 0.25)
-    compared = prepared.check(written, directory, scheme, options, nested)
+    compared, *adapters = prepared.check(written, directory, scheme, options, nested)
     report("writing", 0.95)
     save_arrays(directory / _INPUTS, prepared.timing.arrays)
     evaluated = 0
@@ -233,6 +238,7 @@ def _scheme(
             evaluation_source=plan.decoder.texts_source if evaluated else None,
         ),
         model=MODEL,
+        adapters=swapping.entries(plan, plan.decoder, adapters, seq_len),
         decoder=nouns.Decoder(
             layers=a.layers,
             kv_heads=a.kv_heads,

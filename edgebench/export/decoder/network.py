@@ -11,7 +11,7 @@ position a token has follows from the mask: rows of a batch may be padded on the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from edgebench.export.decoder.architecture import NORM, Architecture, Layer, Lin
 from edgebench.export.decoder.source import Source
 from edgebench.export.decoder.storage import MICROSOFT, Part, Storage, Table
 from edgebench.export.graph import IR_VERSION
+from edgebench.export.swappable import down_name, up_name
 from edgebench.quantize import functions
 from edgebench.quantize.blocks import Width
 
@@ -61,6 +62,8 @@ class Network:
     storage: Storage
     widths: Widths
     unmerged: bool = False
+    #: Names of the matrices whose branch is of inputs, which without an adapter have rank 0.
+    swapped: Collection[str] = ()
 
     def shared(self) -> Part:
         """What all layers read: lengths from the mask, and the rotary tables."""
@@ -154,12 +157,16 @@ class Network:
             if branch is not None
             else self.source.merged(matrix)
         )
-        product = f"{y}.product" if branch is not None or matrix.biased else y
+        branched = branch is not None or matrix.name in self.swapped
+        product = f"{y}.product" if branched or matrix.biased else y
         width = self.widths(matrix, False)
         self.storage.matrix(part, x, product, matrix.name, rows, width)
-        if branch is not None:
-            down = self.storage.constant(part, f"{matrix.name}.lora_A.weight", branch.down)
-            up = self.storage.constant(part, f"{matrix.name}.lora_B.weight", branch.up)
+        if branched:
+            if branch is None:
+                down, up = self._factors(part, matrix)
+            else:
+                down = self.storage.constant(part, f"{matrix.name}.lora_A.weight", branch.down)
+                up = self.storage.constant(part, f"{matrix.name}.lora_B.weight", branch.up)
             part.node("MatMul", [x, down], [f"{y}.down"])
             part.node("MatMul", [f"{y}.down", up], [f"{y}.branch"])
             joined = f"{y}.joined" if matrix.biased else y
@@ -170,6 +177,17 @@ class Network:
             )
             part.node("Add", [product, bias], [y])
         return y
+
+    def _factors(self, part: Part, matrix: Linear) -> tuple[str, str]:
+        """The inputs A [k, rank] and B [rank, n] of a matrix, by default of rank 0."""
+        rank = f"{matrix.name}.rank"
+        down, up = down_name(matrix.name), up_name(matrix.name)
+        shapes: dict[str, list[int | str]] = {down: [matrix.k, rank], up: [rank, matrix.n]}
+        for name, shape in shapes.items():
+            empty = np.zeros([0 if size == rank else int(size) for size in shape], np.float32)
+            part.initializers.append(numpy_helper.from_array(empty, name))
+            part.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        return down, up
 
 
 def inputs(architecture: Architecture) -> list[Value]:
@@ -206,7 +224,10 @@ def model(parts: Sequence[Part], given: Sequence[Value], made: Sequence[Value]) 
     graph = helper.make_graph(
         nodes,
         "edgebench",
-        [helper.make_tensor_value_info(n, kind, shape) for n, kind, shape in given],
+        [
+            *(helper.make_tensor_value_info(n, kind, shape) for n, kind, shape in given),
+            *(value for part in parts for value in part.inputs),
+        ],
         [helper.make_tensor_value_info(n, kind, shape) for n, kind, shape in made],
         [tensor for part in parts for tensor in part.initializers],
     )

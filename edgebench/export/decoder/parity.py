@@ -15,12 +15,20 @@ from numpy.typing import NDArray
 from edgebench.artifact import Parity
 from edgebench.errors import ExportError
 from edgebench.export.decoder import layerwise
-from edgebench.export.decoder.reference import GREEDY_TOKENS, Prompt, of_tokens, whole
+from edgebench.export.decoder.reference import (
+    GREEDY_TOKENS,
+    Prompt,
+    Reference,
+    of_tokens,
+    whole,
+)
 from edgebench.export.decoder.running import Ids, Runner
+from edgebench.export.decoder.swapping import Form, file_name
 from edgebench.export.decoder.writer import MODEL, Decoder
 from edgebench.export.parity import FP32_TOLERANCE, compare
 from edgebench.export.plan import Plan
 from edgebench.export.request import Progress
+from edgebench.export.swappable import AdapterFile, Array
 
 Logits = NDArray[np.float32]
 
@@ -28,8 +36,9 @@ Logits = NDArray[np.float32]
 _ROWS = 64
 
 
-Check = Callable[[Decoder, Path, str, Mapping[str, str], Progress], Parity]
-"""Takes what was written, its directory, the scheme, and the scheme's session options."""
+Check = Callable[[Decoder, Path, str, Mapping[str, str], Progress], list[Parity]]
+"""Takes what was written, its directory, the scheme, and the scheme's session options; gives the
+comparison of each form (``swapping.forms``)."""
 
 # Rows of the timing inputs that are compared, tokens that a greedy prompt has at most.
 _PROMPTS = 4
@@ -43,18 +52,20 @@ _LAYERWISE_ROWS, _LAYERWISE_TOKENS = 2, 64
 class Answers:
     """What compares an artifact with PyTorch, and what PyTorch generated, if it did.
 
-    ``generated`` [k, m] follows the first ``opening_length`` tokens of the first k timing rows.
+    ``generated`` [k, m], one array a form, follows the first ``opening_length`` tokens of the first
+    k timing rows.
     """
 
     check: Check
-    generated: Ids | None = None
+    generated: tuple[Ids, ...] = ()
     opening_length: int = 0
 
 
-def prepare(plan: Plan, ids: Ids, report: Progress) -> Answers:
+def prepare(plan: Plan, forms: Sequence[Form], ids: Ids, report: Progress) -> Answers:
     """Ask PyTorch, and return what compares an artifact with its answers.
 
     Args:
+        forms: what the graph is compared as.
         ids: timing rows [rows, seq_len] without padding.
 
     Raises:
@@ -63,61 +74,87 @@ def prepare(plan: Plan, ids: Ids, report: Progress) -> Answers:
     """
     assert plan.decoder is not None
     if 4 * plan.decoder.architecture.matrix_weights <= plan.decoder.whole_bytes:
-        report("running PyTorch for reference", 0.0)
-        return _whole(plan, ids)
+        return _whole(plan, forms, ids, report)
     part = np.ascontiguousarray(ids[:_LAYERWISE_ROWS, :_LAYERWISE_TOKENS])
-    found = layerwise.reference(plan, part, report)
-    return Answers(_layerwise(plan, found))
+    found = layerwise.reference(plan, [form.source for form in forms], part, report)
+    return Answers(_layerwise(plan, forms, found))
 
 
-def _whole(plan: Plan, ids: Ids) -> Answers:
+def _whole(plan: Plan, forms: Sequence[Form], ids: Ids, report: Progress) -> Answers:
     prompts = _prompts(ids)
-    reference = whole(plan, prompts, ids[:2, :_OPENING])
-    scale = _largest(reference.logits)
+    opening = ids[:2, :_OPENING]
+    references = []
+    for position, form in enumerate(forms):
+        named = f" with {form.adapter}" if form.adapter else ""
+        report(f"running PyTorch{named} for reference", position / len(forms))
+        references.append(whole(plan, form, prompts, opening))
 
     def check(
         _written: Decoder,
         directory: Path,
         scheme: str,
         options: Mapping[str, str],
-        _report: Progress,
-    ) -> Parity:
+        report: Progress,
+    ) -> list[Parity]:
         assert plan.decoder is not None
         runner = Runner(directory / MODEL, plan.decoder.architecture, scheme, options)
-        parity = _judge(
-            (
-                (expected, of_tokens(runner.prefill(prompt.ids, prompt.mask)[0], prompt.mask))
-                for expected, prompt in zip(reference.logits, prompts, strict=True)
-            ),
-            reference.what,
-            sum(len(prompt.ids) for prompt in prompts),
-            scale,
-            scheme,
-            plan.name,
+        found = []
+        for position, (form, reference) in enumerate(zip(forms, references, strict=True)):
+            report("comparing with PyTorch", position / len(forms))
+            runner.adapter = _factors(form, directory)
+            found.append(_compare(runner, reference, prompts, scheme, _where(plan, form)))
+        return found
+
+    return Answers(check, tuple(each.generated for each in references), opening.shape[1])
+
+
+def _compare(
+    runner: Runner, reference: Reference, prompts: Sequence[Prompt], scheme: str, where: str
+) -> Parity:
+    """One form's logits and tokens against PyTorch's.
+
+    Raises:
+        ExportError: fp32 differs.
+    """
+    parity = _judge(
+        (
+            (expected, of_tokens(runner.prefill(prompt.ids, prompt.mask)[0], prompt.mask))
+            for expected, prompt in zip(reference.logits, prompts, strict=True)
+        ),
+        reference.what,
+        sum(len(prompt.ids) for prompt in prompts),
+        _largest(reference.logits),
+        scheme,
+        where,
+    )
+    made = runner.greedy(reference.opening, GREEDY_TOKENS)
+    agreement = float((made == reference.generated).mean())
+    if scheme == "fp32" and agreement < 1:
+        raise ExportError(
+            f"the fp32 graph generates other tokens than PyTorch (of {made.size}, "
+            f"{agreement:.0%} are the same), so no artifact was written",
+            where=where,
+            fix="Report this with the versions in use.",
         )
-        made = runner.greedy(reference.opening, GREEDY_TOKENS)
-        agreement = float((made == reference.generated).mean())
-        if scheme == "fp32" and agreement < 1:
-            raise ExportError(
-                f"the fp32 graph generates other tokens than PyTorch (of {made.size}, "
-                f"{agreement:.0%} are the same), so no artifact was written",
-                where=plan.name,
-                fix="Report this with the versions in use.",
-            )
-        return parity.model_copy(update={"greedy_tokens": made.size, "greedy_agreement": agreement})
-
-    return Answers(check, reference.generated, reference.opening.shape[1])
+    return parity.model_copy(update={"greedy_tokens": made.size, "greedy_agreement": agreement})
 
 
-def _layerwise(plan: Plan, reference: layerwise.Reference) -> Check:
+def _factors(form: Form, directory: Path) -> Mapping[str, Array]:
+    """What a form's adapter gives the graph's inputs, from the artifact's file."""
+    return AdapterFile(directory / file_name(form.adapter)) if form.adapter else {}
+
+
+def _where(plan: Plan, form: Form) -> str:
+    return f"{plan.name}, adapter {form.adapter}" if form.adapter else plan.name
+
+
+def _layerwise(plan: Plan, forms: Sequence[Form], reference: layerwise.Reference) -> Check:
     assert plan.decoder is not None
-    adapter = "with the adapter unmerged" if plan.adapter else "of the base alone"
     what = (
-        f"PyTorch in fp32, eval mode, {adapter}, a layer at a time since the whole takes more "
+        f"a layer at a time since the whole takes more "
         f"than {plan.decoder.whole_bytes / 1e9:.1f} GB: logits of a prefill and of "
         f"{layerwise.STEPS} decoding steps through the cache; the graph was run in the same parts"
     )
-    scale = _largest([reference.logits])
 
     def check(
         written: Decoder,
@@ -125,10 +162,21 @@ def _layerwise(plan: Plan, reference: layerwise.Reference) -> Check:
         scheme: str,
         options: Mapping[str, str],
         report: Progress,
-    ) -> Parity:
-        actual = layerwise.run(written, directory, reference.ids, scheme, options, report)
-        pairs = zip(reference.logits, actual, strict=True)
-        return _judge(pairs, what, len(actual), scale, scheme, plan.name)
+    ) -> list[Parity]:
+        factors = [_factors(form, directory) for form in forms]
+        ids = reference.ids
+        actual = layerwise.run(written, directory, ids, scheme, options, factors, report)
+        return [
+            _judge(
+                zip(expected, given, strict=True),
+                f"PyTorch in fp32, eval mode, {form.what}, {what}",
+                len(given),
+                _largest([expected]),
+                scheme,
+                _where(plan, form),
+            )
+            for form, expected, given in zip(forms, reference.logits, actual, strict=True)
+        ]
 
     return check
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from edgebench.artifact import sha256_file
 from edgebench.errors import CheckpointError, UsageError
@@ -12,9 +14,12 @@ from edgebench.export.data import read_texts
 from edgebench.export.decoder import schemes, sensitivity
 from edgebench.export.decoder.architecture import HEAD, TABLE, Architecture, read_architecture
 from edgebench.export.decoder.source import Source, Tensors
-from edgebench.export.exporter import AdapterFacts, FoundExporter, LowRank
+from edgebench.export.exporter import LowRank
 from edgebench.export.request import ExportRequest
 from edgebench.export.sample_text import TEXTS
+
+if TYPE_CHECKING:
+    from edgebench.export.plan import Member
 
 #: Models whose weights take at most this in fp32 are held whole in PyTorch for the comparison.
 WHOLE_BYTES = 3 << 30
@@ -22,21 +27,29 @@ WHOLE_BYTES = 3 << 30
 
 @dataclass(frozen=True)
 class DecoderPlan:
-    """The sizes, where the weights come from, and the prompts' texts."""
+    """The sizes, where the weights come from, and the prompts' texts.
+
+    ``source`` is what the graph is written from: with the adapter where there is one form of it,
+    else the base alone, and ``swaps`` are the base with each of the swappable adapters.
+    """
 
     architecture: Architecture
     source: Source = field(repr=False)
     texts: tuple[str, ...] = field(repr=False)
     texts_source: str
     whole_bytes: int
+    swaps: tuple[Source, ...] = field(default=(), repr=False)
+
+    @property
+    def swapped(self) -> frozenset[str]:
+        """Names of the matrices that any swappable adapter changes."""
+        return frozenset(name for source in self.swaps for name in source.branches)
 
 
 def plan_decoder(
     request: ExportRequest,
     base: BaseModel,
-    adapter: AdapterCheckpoint | None,
-    found: FoundExporter | None,
-    facts: AdapterFacts | None,
+    members: Sequence[Member],
 ) -> DecoderPlan:
     """Check a request for a decoder against the checkpoints' names and shapes.
 
@@ -55,15 +68,15 @@ def plan_decoder(
             where="--seq-len",
             fix=f"Give at most {architecture.max_positions}.",
         )
-    branches: dict[str, LowRank] = {}
-    replaced: dict[str, str] = {}
-    tensors = None
-    if adapter and found and facts:
-        branches = found.exporter.low_rank(adapter)
-        replaced = {name: _stored_name(adapter, name) for name in facts.provides}
-        _check_adapter(architecture, adapter, branches, replaced)
-        tensors = Tensors(adapter.weights, "adapter")
-    tensors_of = Source(Tensors(base.weights, "base model"), tensors, branches, replaced)
+    alone = Source(Tensors(base.weights, "base model"))
+    adapted = tuple(_adapted(architecture, alone, member) for member in members)
+    swappable = request.lowering == "swappable"
+    if swappable:
+        for each, member in zip(adapted, members, strict=True):
+            _refuse_replaced(each, member)
+    elif request.lowering == "base":
+        adapted = tuple(each.without_branches() for each in adapted)
+    tensors_of = adapted[0] if adapted and not swappable else alone
     if "mixed" in request.quants:
         kept = schemes.kept_parameters(architecture, tensors_of, request.lowering == "unmerged")
         sensitivity.check_budget(architecture, kept, request.mixed_bits)
@@ -77,7 +90,27 @@ def plan_decoder(
         texts=texts,
         texts_source=source,
         whole_bytes=WHOLE_BYTES,
+        swaps=adapted if swappable else (),
     )
+
+
+def _adapted(architecture: Architecture, base: Source, member: Member) -> Source:
+    """The base with an adapter that was found to fit."""
+    adapter = member.adapter
+    branches = member.found.exporter.low_rank(adapter)
+    replaced = {name: _stored_name(adapter, name) for name in member.facts.provides}
+    _check_adapter(architecture, adapter, branches, replaced)
+    return Source(base.base, Tensors(adapter.weights, "adapter"), branches, replaced)
+
+
+def _refuse_replaced(source: Source, member: Member) -> None:
+    for name in source.replaced:
+        raise CheckpointError(
+            f"the adapter brings {name} in full, and a decoder's adapters are swapped by their "
+            "factors alone",
+            where=str(member.adapter.path),
+            fix="Export it merged or unmerged.",
+        )
 
 
 def _refuse_options(request: ExportRequest) -> None:
@@ -97,10 +130,6 @@ def _refuse_options(request: ExportRequest) -> None:
     refused = {
         "--format": (request.format != "onnx", "decoders are exported to ONNX alone"),
         "--via": (request.via != "torch", "decoders have one road, edgebench's own"),
-        "--lowering": (
-            request.lowering not in ("merged", "unmerged"),
-            f"decoders have no {request.lowering} form yet",
-        ),
         "--labels": (request.labels is not None, "a decoder has no labels"),
     }
     for option, (given, why) in refused.items():

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgebench.export import swappable
+from edgebench.export.checkpoint import AdapterCheckpoint
 from edgebench.export.decoder.running import Ids
+from edgebench.export.decoder.swapping import Form
 from edgebench.export.module import Feed, build_base, reference
 from edgebench.export.plan import Plan
 from edgebench.export.weights import load_tensors, refuse_non_finite
@@ -40,8 +43,8 @@ class Reference:
     generated: Ids
 
 
-def whole(plan: Plan, prompts: Sequence[Prompt], opening: Ids) -> Reference:
-    """The whole model as a transformers module, the adapter attached by its own library.
+def whole(plan: Plan, form: Form, prompts: Sequence[Prompt], opening: Ids) -> Reference:
+    """The whole model as a transformers module, the form's adapter attached by its own library.
 
     Raises:
         CheckpointError: transformers or peft can't load it.
@@ -51,10 +54,12 @@ def whole(plan: Plan, prompts: Sequence[Prompt], opening: Ids) -> Reference:
 
     module = build_base(plan.base, plan.task, None, frozenset())
     refuse_non_finite(module.state_dict(), "base model", plan.base.path)
-    if plan.adapter and plan.found:
-        tensors = load_tensors(plan.adapter.weights, "adapter")
-        refuse_non_finite(tensors, "adapter", plan.adapter.path)
-        module = plan.found.exporter.attach(plan.adapter, tensors, module).eval()
+    if form.member:
+        adapter = form.member.adapter
+        module = form.member.found.exporter.attach(adapter, _tensors(adapter), module).eval()
+    elif form.source.replaced and plan.adapter:
+        provided = swappable.provided_tensors(form.source.replaced, _tensors(plan.adapter))
+        module = swappable.give_head(module, provided)
 
     class Forward(torch.nn.Module):
         def __init__(self) -> None:
@@ -66,13 +71,18 @@ def whole(plan: Plan, prompts: Sequence[Prompt], opening: Ids) -> Reference:
 
     feeds: list[Feed] = [{"ids": prompt.ids, "mask": prompt.mask} for prompt in prompts]
     found = reference(Forward().eval(), feeds)
-    adapter = "with the adapter unmerged" if plan.adapter else "of the base alone"
     return Reference(
-        what=f"PyTorch in fp32, eval mode, {adapter}: logits",
+        what=f"PyTorch in fp32, eval mode, {form.what}: logits",
         logits=[of_tokens(a, p.mask) for a, p in zip(found, prompts, strict=True)],
         opening=opening,
         generated=_generate(module, opening),
     )
+
+
+def _tensors(adapter: AdapterCheckpoint) -> dict[str, Any]:
+    tensors = load_tensors(adapter.weights, "adapter")
+    refuse_non_finite(tensors, "adapter", adapter.path)
+    return tensors
 
 
 def of_tokens(logits: NDArray[np.float32], mask: Ids) -> NDArray[np.float32]:

@@ -33,6 +33,8 @@ class Runner:
         """
         self.architecture = architecture
         self.what = what
+        #: What the inputs of a swappable adapter are given; nothing leaves them at their default.
+        self.adapter: Mapping[str, NDArray[np.float32]] = {}
         with runtime_errors(what):
             self._session: Any = open_session(
                 model if isinstance(model, bytes) else str(model), session_options
@@ -71,7 +73,7 @@ class Runner:
     def _run(
         self, ids: Ids, mask: Ids, caches: Caches, keep: int
     ) -> tuple[NDArray[np.float32], Caches]:
-        feed = {IDS: ids, MASK: mask, KEEP: np.array([keep], np.int64), **caches}
+        feed = {IDS: ids, MASK: mask, KEEP: np.array([keep], np.int64), **caches, **self.adapter}
         pairs = [
             pair
             for index in range(self.architecture.layers)

@@ -142,6 +142,10 @@ class Source:
         self.branches = branches or {}
         self.replaced = replaced or {}
 
+    def without_branches(self) -> Source:
+        """The same with what the adapter trained in the base's place, and no update."""
+        return Source(self.base, self.adapter, None, self.replaced)
+
     def plain(self, name: str) -> Array:
         """A tensor of the base, or what the adapter trained in its place."""
         if name in self.replaced and self.adapter is not None:

@@ -98,6 +98,8 @@ class Part:
 
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     initializers: list[onnx.TensorProto] = field(default_factory=list)
+    #: Inputs of the graph whose defaults stand among the initialisers.
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
 
     def node(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,7 @@ def write(
     progress: Progress,
     fitted: Fit | None = None,
     storage: Callable[[DataFile], Storage] | None = None,
+    swapped: Collection[str] = (),
 ) -> Decoder:
     """Write model.onnx and model.onnx.data.
 
@@ -47,6 +48,7 @@ def write(
         bits: of what has no width: 32 or 16.
         progress: called before each part with the share of the weights that is done.
         storage: makes what writes matrices in another form than by widths.
+        swapped: names of the matrices whose branch is inputs of the graph.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity.
@@ -57,7 +59,7 @@ def write(
     total = architecture.matrix_weights
     try:
         stored = storage(data) if storage else Storage(data, bits, fitted)
-        network = Network(architecture, source, stored, widths, unmerged)
+        network = Network(architecture, source, stored, widths, unmerged, swapped)
         progress("storing the embeddings", 0.0)
         shared = network.shared()
         embed, table = network.embed()
