@@ -14,18 +14,9 @@ from edgebench.adapters.blocks import blocks_of
 from edgebench.errors import CheckpointError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
-from edgebench.export.exporter import AdapterFacts, Exporter, Lowering, Task
+from edgebench.export.exporter import AdapterFacts, Exporter, Lowering
+from edgebench.export.family import HEADS, TASKS
 from edgebench.export.fitting import check_linear_shapes
-
-_TASKS: dict[str | None, Task] = {
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "FEATURE_EXTRACTION": "feature-extraction",
-    None: "feature-extraction",
-}
-
-#: What transformers calls a classification head; its last matrix has one row per label.
-_HEADS = {"classifier", "score"}
 
 
 class Gated(Exporter):
@@ -40,7 +31,7 @@ class Gated(Exporter):
         where = str(adapter.path)
         members = gated_files.read_members(adapter.config, where)
         task = adapter.config.get("task_type")
-        if task not in _TASKS:
+        if task not in TASKS:
             raise CheckpointError(
                 f"a gated adapter for the task {task} can't be exported yet",
                 where=where,
@@ -56,12 +47,12 @@ class Gated(Exporter):
         heads = [
             shape[0]
             for name, shape in own.items()
-            if name.partition(".")[0] in _HEADS and name.endswith(".weight") and len(shape) == 2
+            if name.partition(".")[0] in HEADS and name.endswith(".weight") and len(shape) == 2
         ]
         return AdapterFacts(
             kind=members.kind.lower(),
             rank=ranks.pop() if len(ranks) == 1 else None,
-            task=_TASKS[task],
+            task=TASKS[task],
             num_labels=heads[-1] if heads else None,
             provides=frozenset(own),
         )

@@ -16,17 +16,10 @@ from edgebench.errors import CheckpointError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
 from edgebench.export.exporter import AdapterFacts, Exporter, Lowering, LowRank, Task
+from edgebench.export.family import HEADS, TASKS
+from edgebench.export.fitting import check_linear_shapes, check_present
 
-_TASKS: dict[str | None, Task] = {
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "FEATURE_EXTRACTION": "feature-extraction",
-    "CAUSAL_LM": "text-generation",
-    None: "feature-extraction",
-}
-
-#: What transformers calls a classification head; its last matrix has one row per label.
-_HEADS = {"classifier", "score"}
+_TASKS: dict[str | None, Task] = {**TASKS, "CAUSAL_LM": "text-generation"}
 
 
 class PeftLora(Exporter):
@@ -51,14 +44,15 @@ class PeftLora(Exporter):
         factors = lora.linear_factors(shapes)
         if not lora.adapted_modules(shapes):
             raise CheckpointError("the adapter holds no LoRA factors", where=str(adapter.path))
-        _check_shapes(adapter, base, factors)
-        _check_modules(adapter, base, lora.adapted_modules(shapes))
+        sizes = [(factor.module, factor.d_in, factor.d_out) for factor in factors]
+        check_linear_shapes(adapter, base, sizes, transposed=True)
+        check_present(adapter, base, lora.adapted_modules(shapes))
         ranks = {factor.rank for factor in factors}
         replaced = lora.replaced_parameters(shapes)
         heads = [
             shape[0]
             for name, shape in replaced.items()
-            if name.partition(".")[0] in _HEADS and name.endswith(".weight") and len(shape) == 2
+            if name.partition(".")[0] in HEADS and name.endswith(".weight") and len(shape) == 2
         ]
         return AdapterFacts(
             kind=str(adapter.config["peft_type"]).lower(),
@@ -175,60 +169,6 @@ def _scale(adapter: AdapterCheckpoint, factor: lora.Factors) -> float:
             alpha = float(own)
             break
     return alpha / (math.sqrt(factor.rank) if config.get("use_rslora") else factor.rank)
-
-
-def _check_shapes(
-    adapter: AdapterCheckpoint, base: BaseModel, factors: tuple[lora.Factors, ...]
-) -> None:
-    """Compare every factor with the weight that it changes."""
-    name = f'adapter_config.json: base_model "{adapter.base_name}"'
-    fix = "Give its own base with --base, or check the path."
-    wrong = []
-    for factor in factors:
-        weight = _base_weight(base, factor.module)
-        # GPT-2's Conv1D stores its weight transposed, so both orders fit.
-        if weight is not None and sorted(weight) != sorted((factor.d_in, factor.d_out)):
-            wrong.append((factor, weight))
-    for factor, weight in wrong:
-        if weight[-1] == base.hidden_size != factor.d_in:
-            raise CheckpointError(
-                f"the adapter expects hidden size {factor.d_in}, the base has {base.hidden_size}",
-                where=name,
-                fix=fix,
-            )
-    for factor, weight in wrong:
-        raise CheckpointError(
-            f"the adapter's factors on {factor.module} are for a {factor.d_out} x {factor.d_in} "
-            f"weight, the base's is {' x '.join(map(str, weight))}",
-            where=name,
-            fix=fix,
-        )
-
-
-def _check_modules(adapter: AdapterCheckpoint, base: BaseModel, modules: tuple[str, ...]) -> None:
-    missing = [module for module in modules if _base_weight(base, module) is None]
-    if missing:
-        raise CheckpointError(
-            f"the adapter changes {missing[0]}, which the base does not have"
-            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""),
-            where=f'adapter_config.json: base_model "{adapter.base_name}"',
-            fix="Give its own base with --base, or check the path.",
-        )
-
-
-def _base_weight(base: BaseModel, module: str) -> tuple[int, ...] | None:
-    """The shape of a module's weight in the base's file.
-
-    A checkpoint of the bare encoder stores ``encoder.…`` for what the model with a head calls
-    ``bert.encoder.…``, and the other way round.
-    """
-    names = [f"{module}.weight", f"{module.partition('.')[2]}.weight"]
-    names.append(f"{base.config.get('base_model_prefix', base.architecture)}.{module}.weight")
-    for name in names:
-        if name in base.shapes:
-            return base.shapes[name].shape
-    suffix = f".{names[0]}"
-    return next((t.shape for n, t in base.shapes.items() if n.endswith(suffix)), None)
 
 
 EXPORTER = PeftLora()

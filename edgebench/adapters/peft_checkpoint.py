@@ -14,6 +14,7 @@ from edgebench.adapters.lora import PREFIX
 from edgebench.errors import CheckpointError
 from edgebench.export.base import BaseModel
 from edgebench.export.checkpoint import AdapterCheckpoint
+from edgebench.export.fitting import base_weight
 
 #: peft_type -> how the names of its own tensors begin (peft's ``BaseTuner.prefix``).
 FOLDED_ONLY = {"BOFT": "boft_", "C3A": "c3a_", "FROD": "frod_", "HRA": "hra_", "PSOFT": "psoft_"}
@@ -154,17 +155,6 @@ def attach(adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any, 
             fix="Copy the whole checkpoint again.",
         )
     return attached
-
-
-def base_weight(base: BaseModel, module: str) -> tuple[int, ...] | None:
-    """The shape of a module's weight in the base's file, saved bare or with a head."""
-    names = [f"{module}.weight", f"{module.partition('.')[2]}.weight"]
-    names.append(f"{base.config.get('base_model_prefix', base.architecture)}.{module}.weight")
-    for name in names:
-        if name in base.shapes:
-            return base.shapes[name].shape
-    suffix = f".{names[0]}"
-    return next((t.shape for n, t in base.shapes.items() if n.endswith(suffix)), None)
 
 
 def _shape(adapter: AdapterCheckpoint, module: str, own: str) -> tuple[int, ...]:

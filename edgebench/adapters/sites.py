@@ -5,7 +5,9 @@ is DistilBERT's ``attention.q_lin``. It names *roles*:
 
     q, k, v, o          the four projections of attention
     ffn_in, ffn_out     the two of the feed-forward block
-    hidden              the norm whose output is the layer's (its representation)
+    hidden              the norm whose output is the layer's (its representation); decoders of
+                        the Llama family have none, and of their feed-forward's two first
+                        matrices ffn_in is the one that is not gated (up_proj)
 
 This module imports no torch: a site is found from parameter names and shapes alone.
 """
@@ -45,14 +47,26 @@ _DISTILBERT = {
     "hidden": "output_layer_norm",
 }
 
+_LLAMA = {
+    "q": "self_attn.q_proj",
+    "k": "self_attn.k_proj",
+    "v": "self_attn.v_proj",
+    "o": "self_attn.o_proj",
+    "ffn_in": "mlp.up_proj",
+    "ffn_out": "mlp.down_proj",
+}
+
 #: transformers' model_type -> (what the list of layers is called, role -> module in a layer).
-_ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
+ARCHITECTURES: dict[str, tuple[str, dict[str, str]]] = {
     "bert": ("encoder.layer", _BERT),
     "roberta": ("encoder.layer", _BERT),
     "xlm-roberta": ("encoder.layer", _BERT),
     "electra": ("encoder.layer", _BERT),
     "deberta-v2": ("encoder.layer", _DEBERTA),
     "distilbert": ("transformer.layer", _DISTILBERT),
+    "llama": ("layers", _LLAMA),
+    "mistral": ("layers", _LLAMA),
+    "qwen2": ("layers", _LLAMA),
 }
 
 
@@ -83,16 +97,22 @@ def find_sites(
     Raises:
         CheckpointError: the architecture is not known here, or the model lacks a role.
     """
-    if architecture not in _ARCHITECTURES:
+    if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"this adapter names roles (q, v, ...), and which modules of a {architecture!r} model "
             "play them is not known",
             where="the base's config.json: model_type",
-            fix=f"Known: {', '.join(sorted(_ARCHITECTURES))}.",
+            fix=f"Known: {', '.join(sorted(ARCHITECTURES))}.",
         )
-    layers, modules = _ARCHITECTURES[architecture]
+    layers, modules = ARCHITECTURES[architecture]
     found = []
     for role in sorted(set(roles), key=ROLES.index):
+        if role not in modules:
+            raise CheckpointError(
+                f"no module of a {architecture!r} model plays the role {role!r}",
+                where="adapter_config.json: targets",
+                fix=f"It has {', '.join(modules)}.",
+            )
         pattern = re.compile(rf"(?:^|\.){re.escape(layers)}\.(\d+)\.{re.escape(modules[role])}$")
         here = [(m, name, shape) for name, shape in shapes.items() if (m := pattern.search(name))]
         if not here:

@@ -56,6 +56,7 @@ class UniHyperLora(Adapter):
             self.values["hyper2_bias"].fill_(1.0)  # every direction is open, whatever the width
             self.values["mixer2"].mul_(0.1)  # and the update small
         self.head_bias = nn.Parameter(torch.zeros(members["labels"]))
+        self._bases: dict[int, Tensor] = {}
 
     def part(self, name: str) -> Tensor:
         """A part's values; in training as they will be stored."""
@@ -71,8 +72,15 @@ class UniHyperLora(Adapter):
         h = (hidden @ self.part("hyper2").T + self.part("hyper2_bias"))[0]
         rho = self.members["projector_rank"]
         h = h[rho:] if output else h[:rho]
-        basis = cosines(d, self.members["frequencies"])
+        basis = self._basis(d)
         return h[:, None] * (self.part("b")[:, : len(basis)] @ basis)
+
+    def _basis(self, d: int) -> Tensor:
+        """Phi_d, made once: training asks for it at every site in every step."""
+        if d not in self._bases:
+            with torch.inference_mode(False):  # made while judging, it is for training too
+                self._bases[d] = cosines(d, self.members["frequencies"])
+        return self._bases[d]
 
     def mixture(self, site: Site) -> Tensor:
         """g of a site, [M]."""
@@ -130,7 +138,9 @@ class UniHyperLora(Adapter):
         if f"{last}.weight" not in have:  # token classifiers have one matrix everywhere
             last, before = "classifier", ()
         d = have[f"{last}.weight"].shape[1]
-        made = {f"{last}.weight": self.head_matrix(d), f"{last}.bias": self.head_bias.detach()}
+        made = {f"{last}.weight": self.head_matrix(d)}
+        if f"{last}.bias" in have:
+            made[f"{last}.bias"] = self.head_bias.detach()
         for name in before:
             if f"{name}.weight" in have:
                 made[f"{name}.weight"] = torch.eye(have[f"{name}.weight"].shape[0])

@@ -47,4 +47,8 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "xlm-roberta": ("classifier.out_proj", ("classifier.dense",)),
     "distilbert": ("classifier", ("pre_classifier",)),
     "deberta-v2": ("classifier", ("pooler.dense",)),
+    # A decoder's score has no bias: there the head's is left out.
+    "llama": ("score", ()),
+    "mistral": ("score", ()),
+    "qwen2": ("score", ()),
 }

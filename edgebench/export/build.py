@@ -218,8 +218,13 @@ def _with_head(members: Sequence[Member], module: Any) -> Any:
     """The base, with what the first adapter brings itself where the base has no value for it."""
     first = members[0]
     tensors = load_tensors(first.adapter.weights, "adapter")
-    provided = swappable.provided_tensors(first.facts.provides, tensors)
-    return swappable.give_head(module, provided)
+    return swappable.give_head(module, _head(first, tensors, module))
+
+
+def _head(member: Member, tensors: Any, module: Any) -> dict[str, Any]:
+    """The parameters of the base that an adapter brings: stored ones, or those that it makes."""
+    made = member.found.exporter.head(member.adapter, tensors, module)
+    return dict(made) or swappable.provided_tensors(member.facts.provides, tensors)
 
 
 def _swaps(

@@ -115,6 +115,10 @@ class Exporter(ABC):
             CheckpointError: tensors are missing, or have no place.
         """
 
+    def head(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:
+        """Parameters of the base's head that the adapter makes, and does not store, by name."""
+        return {}
+
     def directions(self, attached: Any) -> dict[str, int]:
         """The adapter's directions by how they are computed: "off", "int8", "fp16", "fp32".
 

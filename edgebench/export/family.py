@@ -113,9 +113,7 @@ class FamilyExporter(Exporter):
     def attach(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:
         from edgebench.adapters import base as torch_side
 
-        values = self._read(adapter)
-        family = self.module(values, torch_side.sites_of(module, values["targets"]))
-        family.restore({n.removeprefix(OWN): t for n, t in tensors.items() if n.startswith(OWN)})
+        family = self._restored(adapter, tensors, module)
         head = {n.removeprefix(HEAD): t for n, t in tensors.items() if n.startswith(HEAD)}
         head |= family.head(module)
         parameters = dict(module.named_parameters())
@@ -130,6 +128,18 @@ class FamilyExporter(Exporter):
                 )
             place.data.copy_(tensor)
         return torch_side.inject(module, family)
+
+    def head(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:
+        return self._restored(adapter, tensors, module).head(module)
+
+    def _restored(self, adapter: AdapterCheckpoint, tensors: Mapping[str, Any], module: Any) -> Any:
+        """The family's module for a base, with the checkpoint's values."""
+        from edgebench.adapters import base as torch_side
+
+        values = self._read(adapter)
+        family = self.module(values, torch_side.sites_of(module, values["targets"]))
+        family.restore({n.removeprefix(OWN): t for n, t in tensors.items() if n.startswith(OWN)})
+        return family
 
     def lower(self, attached: Any, lowering: Lowering) -> Any:
         from edgebench.adapters import base as torch_side

@@ -75,7 +75,7 @@ def write(family: str, base: Path, directory: Path, **changes: Any) -> Path:
     """A checkpoint with random parameters."""
     module = model(base)
     made = adapter(family, module, **changes)
-    trained = {n: p for n, p in module.named_parameters() if n.startswith("classifier")}
+    trained = {n: p for n, p in module.named_parameters() if n.startswith(("classifier", "score"))}
     torch_side.save(
         directory,
         made,

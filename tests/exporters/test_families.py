@@ -144,6 +144,53 @@ def test_one_universal_file_is_exported_on_other_widths_depths_and_architectures
     assert len(digests) == 1
 
 
+def test_the_base_under_a_generated_head_is_exported_too(checkpoint, base, room):
+    (artifact,) = exported(checkpoint("unihyperlora"), base, room / "out", lowering="base")
+    assert artifact.manifest.labels == tiny.LABELS
+    assert artifact.manifest.extra_flops == 0
+
+
+def llama(directory: Path) -> Path:
+    """A decoder with two key-value heads for four query heads, without weights for a head."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=80,
+        hidden_size=tiny.HIDDEN,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=300,
+        initializer_range=0.3,
+        pad_token_id=0,
+    )
+    LlamaModel(config).save_pretrained(directory)
+    tiny.write_tokenizer(directory, ["input_ids", "attention_mask"])
+    return directory
+
+
+def test_a_decoder_with_grouped_queries_takes_families_by_role(tmp_path):
+    base = llama(tmp_path / "llama")
+    adapter = families.write("himalaya", base, tmp_path / "himalaya", targets=["q", "o"])
+    (artifact,) = exported(adapter, base, tmp_path / "out", lowering="unmerged")
+    assert artifact.manifest.parity.max_abs_error <= 1e-4
+
+
+def test_one_universal_file_goes_on_a_decoder_and_its_score(checkpoint, tmp_path):
+    base = llama(tmp_path / "llama")
+    adapter = checkpoint("unihyperlora")
+    (artifact,) = exported(adapter, base, tmp_path / "out", lowering="unmerged")
+    assert artifact.manifest.parity.max_abs_error <= 1e-4
+
+
+def test_a_decoder_has_no_norm_whose_output_is_a_layers(checkpoint, tmp_path):
+    said = refused(read_adapter(checkpoint("representation_edit")), llama(tmp_path / "llama"))
+    assert "no module of a 'llama' model plays the role 'hidden'" in said
+
+
 # ---------------------------------------------------------------- PEFT's other methods
 
 IA3 = {"target_modules": ["key", "value", "output.dense"], "feedforward_modules": ["output.dense"]}
