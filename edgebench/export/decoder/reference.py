@@ -61,7 +61,7 @@ def whole(plan: Plan, form: Form, prompts: Sequence[Prompt], opening: Ids) -> Re
         provided = swappable.provided_tensors(form.source.replaced, _tensors(plan.adapter))
         module = swappable.give_head(module, provided)
 
-    # Given its model: a class is freed late, and the whole model with it if it held it in a closure.
+    # Given its model: a class is freed late, and with it what it holds in a closure.
     class Forward(torch.nn.Module):
         def __init__(self, model: Any) -> None:
             super().__init__()
