@@ -8,11 +8,12 @@ bits are faster. Files, resident memory (above what the process has before it lo
 load times are of the same runs. Quality is parity's, in fp32 PyTorch's terms: cosine of the logits
 and divergence of the next token's (or the class's) probabilities; random weights have no accuracy.
 
-Targets: three bits take at most as long as four, at 0.85 of their file (as exported by default:
-three bits in blocks of 32, four in blocks of 128); weights that are streamed from memory bound a
-decode step. Without native kernels (docs/native.md) ONNX Runtime computes the three bits in its
-four-bit kernel, and the same time is all that can be hoped for. The kernels by
-themselves, with their targets of 0.70 and 0.74, are `kernel3.py`'s.
+Targets: three bits take at most as long as four, at 0.80 of their file; weights that are streamed
+from memory bound a decode step. (As exported by default, three bits lie in blocks of 32, so with
+their scales 3.5 a weight, and four in blocks of 128, 4.125: 0.85, and the files fall short.)
+Without native kernels (docs/native.md) ONNX Runtime computes the three bits in its four-bit kernel,
+and the same time is all that can be hoped for. The kernels by themselves, with their targets of
+0.70 and 0.74, are `kernel3.py`'s.
 
 Exports are made once and kept in the user's cache directory: 7 GB and some minutes for the decoder,
 a minute for MiniLM. EDGEBENCH_BENCHMARK_DECODERS names a directory with the decoder's artifacts of
@@ -43,8 +44,8 @@ QUICK = ("--launches", "1", "--percentile", "50", "--precision", "90%", "--max-d
 
 #: Time of three bits over that of others, at most.
 LIMITS = {"int4": 1.05, "int8": 1.0, "fp32": 1.0}
-#: Stored bits a weight: 3.5 in blocks of 32 against 4.125 in blocks of 128 are 0.848.
-FILE_RATIO = 0.85
+#: Stored bits a weight: 3.5 (block 32) to 3.125 (128) against 4.5 to 4.125, and an uncounted rest.
+FILE_RATIO = 0.80
 
 Row = dict[str, Any]
 
