@@ -9,9 +9,12 @@
   changes. Their true slowdown is not taken from their FLOPs: it is measured in one long interleaved
   run of its own, and printed with its interval.
 
-200 checks against itself take about an hour on a quiet machine: ``EDGEBENCH_GATE_CHECKS`` sets how
-many (default 20, and a quarter as many of each slowed copy). ``EDGEBENCH_GATE_FOREIGN_LOAD`` and
-``EDGEBENCH_GATE_CANARY_SHIFT`` are given to ``--max-foreign-load`` and ``--max-canary-shift``.
+The three take turns, so that all of them meet the machine in the same states. 200 checks against
+itself, and a quarter as many of each slowed copy, take an hour and a half on a quiet machine:
+``EDGEBENCH_GATE_CHECKS`` sets how many (default 20), and ``EDGEBENCH_GATE_KEEP`` a directory in
+which what was checked is kept, so that a call that was cut off is gone on with.
+``EDGEBENCH_GATE_FOREIGN_LOAD`` and ``EDGEBENCH_GATE_CANARY_SHIFT`` are given to
+``--max-foreign-load`` and ``--max-canary-shift``.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from common import (
@@ -146,37 +150,74 @@ def truth(place: Bench, baseline: Path, candidate: Path, *, quick: bool) -> tupl
     return tuple(1 / row[name] if row[name] else float("nan") for name in names)
 
 
+class Kept:
+    """What was found so far, a JSON line each in ``keep/<artifact>.jsonl``; in memory without."""
+
+    def __init__(self, keep: str | None, model: Path) -> None:
+        self.file = Path(keep) / f"{model.name}.jsonl" if keep else None
+        self.lines: list[dict[str, Any]] = []
+        if self.file and self.file.is_file():
+            self.lines = [json.loads(line) for line in self.file.read_text().splitlines()]
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        if self.file:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            with self.file.open("a") as out:
+                out.write(json.dumps(line) + "\n")
+
+    def checks(self, name: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["against"] == name and "status" in line]
+
+    def truth(self, name: str) -> list[float] | None:
+        said = [line["ratio"] for line in self.lines if line["against"] == name and "ratio" in line]
+        return said[-1] if said else None
+
+
+def in_turn(wanted: dict[str, int]) -> list[str]:
+    """Names, each as often as wanted, spread evenly."""
+    spread = [(i / many, name) for name, many in wanted.items() for i in range(many)]
+    return [name for _, name in sorted(spread)]
+
+
 def measure(quick: bool) -> list[Figure]:
     model = artifact("fp32")
     checks = 2 if quick else int(os.environ.get("EDGEBENCH_GATE_CHECKS", "20"))
+    kept = Kept(None if quick else os.environ.get("EDGEBENCH_GATE_KEEP"), model)
+    wanted = {"itself": checks} | dict.fromkeys(ADDED, max(1, checks // 4))
     with bench() as place:
-        copies = {
-            name: slowed(model, place.directory / "copies" / str(added), added)
-            for name, added in ADDED.items()
-        }
-        counts, rows, seconds = {}, [], []
-        for name, candidate in [("itself", model), *copies.items()]:
-            true = ""
-            if candidate != model:
-                ratio, lo, hi = truth(place, model, candidate, quick=quick)
-                true = f"{ratio:.3f} ({lo:.3f} – {hi:.3f})"
-            many = checks if candidate == model else max(1, checks // 4)
-            found: Counter[str] = Counter()
-            for number in range(many):
-                document = check(place, model, candidate, quick=quick)
-                found[str(document["status"])] += 1
-                seconds.append(float(document["seconds"]))  # type: ignore[arg-type]
-                print(f"{name} {number + 1}/{many}: {document['status']}", file=sys.stderr)
-            counts[name] = found
-            kinds = ("pass", "regression", "undecided", "broken environment")
-            rows.append((name, true, str(many), *(str(found[kind]) for kind in kinds)))
-    table(("against", "true ratio", "checks", "pass", "regression", "undecided", "broken"), rows)
-    print(f"seconds a check, median: {np.median(seconds):.0f}")
-    figures = [at_most(f"false alarms in {checks} checks", counts["itself"]["regression"], 0)]
+        copies = {"itself": model}
+        for name, added in ADDED.items():
+            copies[name] = slowed(model, place.directory / "copies" / str(added), added)
+            if kept.truth(name) is None:
+                ratio = truth(place, model, copies[name], quick=quick)
+                kept.add({"against": name, "ratio": ratio})
+        left = {name: many - len(kept.checks(name)) for name, many in wanted.items()}
+        for name in in_turn(left):
+            document = check(place, model, copies[name], quick=quick)
+            line = {"against": name, "status": document["status"], "seconds": document["seconds"]}
+            kept.add(line)
+            print(
+                f"{name} {len(kept.checks(name))}/{wanted[name]}: {line['status']}", file=sys.stderr
+            )
+    counts, rows = {}, []
+    for name in wanted:
+        found = counts[name] = Counter(str(line["status"]) for line in kept.checks(name))
+        took = np.median([line["seconds"] for line in kept.checks(name)])
+        ratio, lo, hi = kept.truth(name) or (1.0, 1.0, 1.0)
+        true = "" if name == "itself" else f"{ratio:.3f} ({lo:.3f} – {hi:.3f})"
+        kinds = ("pass", "regression", "undecided", "broken environment")
+        said = [str(found[kind]) for kind in kinds]
+        rows.append((name, true, str(found.total()), *said, f"{took:.0f}"))
+    table(
+        ("against", "true ratio", "checks", "pass", "regression", "undecided", "broken", "s"), rows
+    )
+    alarms = counts["itself"]["regression"]
+    figures = [at_most(f"false alarms in {counts['itself'].total()} checks", alarms, 0)]
     for name in ADDED:
         figures.append(at_most(f"{name} slower that passed", counts[name]["pass"], 0))
     slow = counts["about 10 %"]
-    found_share = 100 * slow["regression"] / sum(slow.values())
+    found_share = 100 * slow["regression"] / slow.total()
     figures.append(at_least("about 10 % slower that was found", found_share, 99.0, " %"))
     return figures
 

@@ -56,7 +56,25 @@ class PeftExporter(Exporter):
         return peft_checkpoint.attach(adapter, tensors, module, self._prefix(adapter))
 
     def lower(self, attached: Any, lowering: Lowering) -> Any:
-        return attached.merge_and_unload() if lowering == "merged" else attached.get_base_model()
+        if lowering != "merged":
+            return attached.get_base_model()
+        _take_saved_modules(attached)
+        return attached.merge_and_unload()
 
     def _prefix(self, adapter: AdapterCheckpoint) -> str:
         return self.prefixes[adapter.config["peft_type"]]
+
+
+def _take_saved_modules(attached: Any) -> None:
+    """Put modules that were trained in full where their wrappers are.
+
+    peft's own unloading looks for a ``weight`` in each (``BaseTuner._replace_module`` in 0.21.2),
+    and fails where one is made of several, such as RoBERTa's head. Only LoRA's does not.
+    """
+    from peft.utils.other import ModulesToSaveWrapper
+
+    wrapped = {n: m for n, m in attached.named_modules() if isinstance(m, ModulesToSaveWrapper)}
+    for name, wrapper in wrapped.items():
+        parent, _, child = name.rpartition(".")
+        (active,) = wrapper.active_adapters
+        setattr(attached.get_submodule(parent), child, wrapper.modules_to_save[active])

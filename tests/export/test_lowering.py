@@ -10,6 +10,7 @@ from edgebench.adapters import lora
 from edgebench.artifact import Artifact
 from edgebench.export import ExportRequest, export
 from edgebench.export.checkpoint import read_adapter
+from edgebench.workspace import builtin_root
 from tests.export import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -115,6 +116,27 @@ def test_other_encoders_export_merged(write, targets, models, tmp_path):
     assert (s.kept_layers, s.kept_heads) == (1, tiny.HEADS)
     assert [t.name for t in artifact.manifest.signature.inputs] == ["input_ids", "attention_mask"]
     assert artifact.manifest.labels == tiny.LABELS
+
+
+@pytest.mark.parametrize("method", [peft.IA3Config, peft.BOFTConfig])
+def test_a_method_of_peft_merges_under_a_head_of_several_layers(method, models, tmp_path):
+    # RoBERTa's head is trained in full, and has no weight of its own: its two layers have.
+    base = tiny.write_roberta(tmp_path / "base")
+    more = {"feedforward_modules": []} if method is peft.IA3Config else {"boft_block_size": 4}
+    config = method(task_type="SEQ_CLS", target_modules=["query", "value"], **more)
+    adapter = tiny.write_adapter(base, tmp_path / "adapter", config)
+    (artifact,) = export(
+        ExportRequest(
+            adapter=adapter,
+            base=str(base),
+            out=tmp_path / "out",
+            seq_len=TOKENS,
+            lowering="merged",
+            exporter_dirs=(builtin_root() / "exporters",),
+        )
+    )
+    assert artifact.manifest.adapter.kind == config.peft_type.value.lower()
+    assert artifact.manifest.parity.max_abs_error <= 1e-4
 
 
 def test_a_token_classifier_gives_logits_for_every_token(short_base, tmp_path):
