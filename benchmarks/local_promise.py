@@ -2,14 +2,14 @@
 
 One device of ``local_samples.py`` is new: the surrogate is fitted to the others and calibrated with
 5 of this one's samples. MiniLM with the bundled adapter gets hard-concrete gates over layers, heads
-and ranks. They are trained on BBC News, with a loss that grows where the latency that the surrogate
-gives for the *expected* statistics exceeds the budget, and that pushes gates away from one half, so
-that the hard gates differ little from the expected ones. The hard gates are exported (unmerged, as
-in sampling) and measured with `edgebench run`.
+and ranks. They are trained on BBC News, with a loss that grows with the distance between the budget
+and the latency that the surrogate gives for what the gates keep. Then they are hardened: those that
+training left most open are opened as far as the surrogate's promise stays within the budget, the
+others shut, and the rest of the model is trained on for a while. What is left is exported
+(unmerged, as in sampling) and measured with `edgebench run`.
 
-Two promises stand beside what is measured: at the expected statistics, as the training script sees
-it, and at the hard gates' own statistics, which can be asked before anything is exported. The
-figure is taken from the second. All of the training is a toy of a minute; accuracies show that the
+The promise is the surrogate's latency at the hard gates' own statistics, as it can be asked before
+anything is exported. All of the training is a toy of a minute or two; accuracies show that the
 gates did learn something, and no more.
 """
 
@@ -24,7 +24,7 @@ from typing import Any
 import local_samples
 import numpy as np
 from common import ROOT, Figure, Refusal, environment, table, within
-from local_samples import ADAPTER, BASE, LAUNCHES, SEED, LocalDevice, Place
+from local_samples import ADAPTER, BASE, SEED, LocalDevice, Place
 
 #: Shares of the latency that the surrogate gives for the whole model.
 BUDGETS = (0.75, 0.5, 0.3)
@@ -33,6 +33,9 @@ SAMPLES = 5
 #: The task's texts are cut to this: a training step is a fifth of a second a row at 128.
 TEXT_TOKENS = 48
 BATCH = 8
+STEPS = 240
+#: What a promise is held against is known better than what the surrogate was calibrated with.
+LAUNCHES = 9
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,6 @@ class Trained:
     """What training gave: promises in ms, accuracy on held-out texts as a share."""
 
     budget_ms: float
-    promised_expected_ms: float
     promised_ms: float
     low_ms: float | None
     high_ms: float | None
@@ -68,7 +70,7 @@ def promise(quick: bool, whole: Any, tag: str, place: Place) -> list[Figure]:
         where = work / f"gated-{tag}-{oracle.digest}-{100 * share:.0f}{'-quick' if quick else ''}"
         if not (where / "trained.json").exists():
             print(f"  training gates for {budget_ms:.2f} ms", file=sys.stderr)
-            train(where, oracle, budget_ms, steps=3 if quick else 90)
+            train(where, oracle, budget_ms, steps=3 if quick else STEPS)
         adapters[share] = where
     artifacts = {share: export(where, place, device) for share, where in adapters.items()}
     for share, where in adapters.items():
@@ -86,7 +88,6 @@ def promise(quick: bool, whole: Any, tag: str, place: Place) -> list[Figure]:
             (
                 f"{100 * share:.0f} %",
                 f"{said.budget_ms:.2f}",
-                f"{said.promised_expected_ms:.2f}",
                 f"{said.promised_ms:.2f}",
                 "" if said.low_ms is None else f"{said.low_ms:.2f} to {said.high_ms:.2f}",
                 f"{row['latency_p50_ms']:.2f} ± {_half(row):.2f}",
@@ -101,7 +102,7 @@ def promise(quick: bool, whole: Any, tag: str, place: Place) -> list[Figure]:
         name = f"measured over promised, {100 * share:.0f} % budget"
         figures.append(within(name, ratio, 0.1, note))
     head = (
-        "budget", "ms", "promised (expected s)", "promised (hard)", "90 % interval", "measured ms",
+        "budget", "ms", "promised", "90 % interval", "measured ms",
         "over promised", "over budget", "layers/heads/ranks", "accuracy %", "verdict",
     )  # fmt: skip
     print(f"{tag}, {SEQ_LEN} tokens; the whole model is promised {oracle.whole_ms:.2f} ms")
@@ -191,19 +192,22 @@ def train(where: Path, oracle: Oracle, budget_ms: float, steps: int) -> None:
     texts = _texts(tokenizer)
     gates = [p for n, p in model.named_parameters() if n.endswith("log_alpha")]
     rest = [p for p in model.trained().values() if not any(p is g for g in gates)]
-    optimizer = torch.optim.Adam([{"params": rest, "lr": 5e-4}, {"params": gates, "lr": 0.15}])
+    order = torch.randperm(len(texts["train"]["labels"]))
+
+    def task(step: int) -> Any:
+        rows = order[(step * BATCH + torch.arange(BATCH)) % len(order)]
+        batch = {name: values[rows] for name, values in texts["train"].items()}
+        labels = batch.pop("labels")
+        return functional.cross_entropy(model(**batch).logits, labels)
 
     def expected() -> Any:
         counts = model.expected()
         return torch.stack([counts.layers, counts.heads, counts.ranks])
 
-    order = torch.randperm(len(texts["train"]["labels"]))
     model.train()
-    for step in range(steps):
-        rows = order[(step * BATCH + torch.arange(BATCH)) % len(order)]
-        batch = {name: values[rows] for name, values in texts["train"].items()}
-        labels = batch.pop("labels")
-        task = functional.cross_entropy(model(**batch).logits, labels)
+    of_gates = steps * 2 // 3
+    optimizer = torch.optim.Adam([{"params": rest, "lr": 5e-4}, {"params": gates, "lr": 0.15}])
+    for step in range(of_gates):
         # What the gates would keep if they were hardened now, with the expected counts' gradient.
         counts = expected()
         kept = counts + (torch.tensor(hard_counts(model)) - counts).detach()
@@ -212,14 +216,20 @@ def train(where: Path, oracle: Oracle, budget_ms: float, steps: int) -> None:
         missed = 10 * off.abs() + 40 * off**2
         # Gates that are open or shut are what is exported; those between are neither.
         p = torch.cat([torch.sigmoid(g).reshape(-1) for g in gates])
-        firmness = 3 * step / steps
-        loss = task + missed + firmness * (p * (1 - p)).sum()
+        firmness = 3 * step / of_gates
+        loss = task(step) + missed + firmness * (p * (1 - p)).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    harden(model, oracle, budget_ms)
+    optimizer = torch.optim.Adam(rest, lr=5e-4)
+    for step in range(of_gates, steps):
+        loss = task(step)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     model.eval()
     with torch.no_grad():
-        promised_expected = float(oracle.latency_ms(expected()))
         hard = hard_counts(model)
         promised = float(oracle.latency_ms(torch.tensor(hard).double()))
         right = model(**{k: v for k, v in texts["held_out"].items() if k != "labels"}).logits
@@ -233,8 +243,33 @@ def train(where: Path, oracle: Oracle, budget_ms: float, steps: int) -> None:
         labels=json.loads((ADAPTER / "labels.json").read_text())["labels"],
     )
     low, high = oracle.interval(promised)
-    said = Trained(budget_ms, promised_expected, promised, low, high, accuracy, hard)
+    said = Trained(budget_ms, promised, low, high, accuracy, hard)
     (where / "trained.json").write_text(json.dumps(said.__dict__, indent=2) + "\n")
+
+
+def harden(model: Any, oracle: Oracle, budget_ms: float) -> None:
+    """Open the gates that training left most open, as far as the budget goes; shut the others."""
+    import torch
+
+    from edgebench.adapters.hard_concrete import SHUT, HardConcrete
+
+    gates = [part for part in model.modules() if isinstance(part, HardConcrete)]
+    with torch.no_grad():
+        places = sorted(
+            ((float(v), i, j) for i, g in enumerate(gates) for j, v in enumerate(_flat(g))),
+            reverse=True,
+        )
+        for gate in gates:
+            gate.log_alpha.fill_(-SHUT)
+        for _, i, j in places:
+            _flat(gates[i])[j] = SHUT
+            if oracle.latency_ms(torch.tensor(hard_counts(model))) > budget_ms:
+                _flat(gates[i])[j] = -SHUT
+
+
+def _flat(gate: Any) -> Any:
+    """A view."""
+    return gate.log_alpha.view(-1)
 
 
 def gated_minilm() -> tuple[Any, Any]:

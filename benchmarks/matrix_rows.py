@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from matrix_backbones import BACKBONES, PUBLISHED
 
+MODULE = re.compile(r"\b\w+(\.\w+)*\.\d+(\.\w+)+")
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 
 
@@ -118,7 +120,10 @@ def _cell(rows: list[Row], notes: list[str]) -> str:
 
 
 def _said(row: Row) -> str:
-    return f"failed: {row.failed}" if row.failed else f"refused: {row.refused}"
+    if row.failed:
+        return f"failed: {row.failed}"
+    # The first module that it is about has another path on each backbone.
+    return f"refused: {MODULE.sub('a module', row.refused)}"
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from edgebench.errors import InputError
-from edgebench.surrogate import stack
+from edgebench.surrogate import stack, work
 from edgebench.surrogate.calibration import At, fit_metric
 from edgebench.surrogate.columns import METRICS
 from edgebench.surrogate.leave_out import SIZES, Errors, LeaveOut
@@ -121,6 +121,7 @@ def _train(
         len(devices),
         options,
         report,
+        [work.applies(table.features, name) for name in metrics],
     )
     return assemble(net, table)
 

@@ -1,15 +1,21 @@
 """The network: one trunk, a vector a device, three heads. Natural logarithms of the targets.
 
-    log ψ(s, device) = mean[device] + spread[device] · head(trunk(standardised s, tag · vectors))
+    log ψ(s, device) = log work[device](s) + mean[device]
+                       + spread[device] · head(trunk(standardised s, tag · vectors))
 
-``tag`` is a row of weights over devices (one-hot for a known device), so a mixture of devices is an
-input like any other, and gradients flow to s and to the tag.
+``work`` (``work.py``) is there for the metrics that add up over it, and 1 for others. ``tag`` is a
+row of weights over devices (one-hot for a known device), so a mixture of devices is an input like
+any other, and gradients flow to s and to the tag.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
+
+from edgebench.surrogate import work
 
 #: Log of a feature is taken where it spans more than this factor (sequence lengths, bits).
 LOG_SPAN = 8.0
@@ -52,15 +58,24 @@ class SurrogateNet(nn.Module):
     Args:
         n_features: F. n_devices: D. n_metrics: M.
         width: of the hidden layers. tag_width: of a device's vector.
+        worked: for each metric, whether it adds up over work; empty: none does.
     """
 
     mean: Tensor
     amplitude: Tensor
+    rates: Tensor
 
     def __init__(
-        self, n_features: int, n_devices: int, n_metrics: int, width: int = 96, tag_width: int = 8
+        self,
+        n_features: int,
+        n_devices: int,
+        n_metrics: int,
+        width: int = 96,
+        tag_width: int = 8,
+        worked: Sequence[bool] = (),
     ) -> None:
         super().__init__()
+        self.worked = tuple(worked) if any(worked) else ()
         self.scaling = Scaling(n_features)
         self.tags = nn.Parameter(0.5 * torch.randn(n_devices, tag_width))
         self.trunk = nn.Sequential(
@@ -77,6 +92,18 @@ class SurrogateNet(nn.Module):
         nn.init.zeros_(self.linear_by_tag.weight)
         self.register_buffer("mean", torch.zeros(n_devices, n_metrics))
         self.register_buffer("amplitude", torch.ones(n_devices, n_metrics))
+        if self.worked:
+            # All zero: no rows of this device had the metric, or it does not add up.
+            self.register_buffer("rates", torch.zeros(n_devices, n_metrics, work.N_TERMS))
+
+    def log_work(self, s: Tensor, tag: Tensor) -> Tensor:
+        """Logarithm of the work's cost, [..., M]; of a mixture of devices their weighted mean."""
+        if not self.worked:
+            return s.new_zeros(())
+        cost = torch.einsum("...t,dmt->...dm", work.terms(s), self.rates)
+        level = torch.where(cost > 0, cost, torch.ones_like(cost)).log()
+        result: Tensor = torch.einsum("...d,...dm->...m", tag, level)
+        return result
 
     def forward(self, s: Tensor, tag: Tensor) -> Tensor:
         z = self.scaling(s)
@@ -84,5 +111,6 @@ class SurrogateNet(nn.Module):
         bent = self.heads(self.trunk(torch.cat([z, vector], dim=-1)))
         slopes = self.linear_by_tag(vector).unflatten(-1, (bent.shape[-1], z.shape[-1]))
         straight = self.linear(z) + (slopes * z.unsqueeze(-2)).sum(-1)
-        result: Tensor = tag @ self.mean + (tag @ self.amplitude) * (bent + straight)
+        level = self.log_work(s, tag) + tag @ self.mean
+        result: Tensor = level + (tag @ self.amplitude) * (bent + straight)
         return result

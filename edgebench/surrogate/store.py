@@ -4,6 +4,7 @@ The JSON is replaced last and at once, so a reader finds the old surrogate or th
 
 Schema history:
     edgebench.surrogate/1   first
+    edgebench.surrogate/2   ``worked``: the metrics that add up over work
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from edgebench.surrogate.model import Heads, Surrogate
 from edgebench.surrogate.network import SurrogateNet
 from edgebench.surrogate.stack import SPACES, Scale
 
-SCHEMA = "edgebench.surrogate/1"
+SCHEMA = "edgebench.surrogate/2"
+READ = ("edgebench.surrogate/1", SCHEMA)
 NAME = "surrogate.json"
 
 
@@ -49,6 +51,7 @@ def write(directory: Path, fit: Fit) -> str:
         },
         "width": surrogate.net.heads.in_features,
         "tag_width": surrogate.net.tags.shape[1],
+        "worked": list(surrogate.net.worked),
         "n_rows": fit.n_rows,
         "lowest": {
             name: head.lowest for name, head in zip(surrogate.metrics, surrogate.heads, strict=True)
@@ -100,9 +103,9 @@ def read(directory: Path) -> Fit:
     path = directory / NAME if directory.is_dir() or directory.suffix != ".json" else directory
     try:
         document = json.loads(path.read_text("utf-8"))
-        if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        if not isinstance(document, dict) or document.get("schema") not in READ:
             raise InputError(
-                f"this is not a surrogate that this edgebench reads ({SCHEMA})",
+                f"this is not a surrogate that this edgebench reads ({', '.join(READ)})",
                 where=str(path),
                 fix="Fit it again with `edgebench surrogate fit`.",
             )
@@ -159,6 +162,7 @@ def _assemble(document: dict[str, Any], arrays: dict[str, Any]) -> Fit:
         len(metrics),
         width=document["width"],
         tag_width=document["tag_width"],
+        worked=document.get("worked", ()),
     )
     prefix = "net/"
     net.load_state_dict(

@@ -17,7 +17,7 @@ Losses are Huber's on standardised log targets, so that one wild measurement doe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from edgebench.surrogate import work
+from edgebench.surrogate.columns import STATISTICS
 from edgebench.surrogate.network import SurrogateNet
+
+#: With fewer, what is held out of them says nothing, and work alone is taken where it applies.
+FEWEST_CONFIGURATIONS = 10
+WORTH_A_TRUNK = 0.95
 
 
 @dataclass(frozen=True)
@@ -50,29 +56,86 @@ def train(
     n_devices: int,
     options: TrainingOptions,
     report: Callable[[float], None] | None = None,
+    worked: Sequence[bool] = (),
 ) -> SurrogateNet:
     """Train a network.
 
     Args:
         x: features [N, F]. device: their device's index [N]. log_y: [N, M], NaN: not measured.
+        worked: for each metric, whether it adds up over work (``work.py``).
         report: called with the share of the steps that is done.
 
     Returns:
         The network, in evaluation mode, on the CPU.
     """
+    say = report or (lambda share: None)
+    mute: tuple[int, ...] = ()
+    if any(worked):
+        mute = _explained_by_work(x, device, log_y, n_devices, options, say, worked)
+    return _train(x, device, log_y, n_devices, options, say, worked, mute)
+
+
+def _explained_by_work(
+    x: Tensor,
+    device: Tensor,
+    log_y: Tensor,
+    n_devices: int,
+    options: TrainingOptions,
+    say: Callable[[float], None],
+    worked: Sequence[bool],
+) -> tuple[int, ...]:
+    """Metrics that are predicted at least as well by their work alone.
+
+    A fifth of the configurations is held out on all devices; the trunk has to lower the mean
+    absolute error of the logarithm there to ``WORTH_A_TRUNK`` of it, or it has learned noise.
+    """
+    metrics = tuple(m for m, there in enumerate(worked) if there)
+    configurations, index = x[:, : len(STATISTICS) - 1].unique(dim=0, return_inverse=True)
+    n = len(configurations)
+    if n < FEWEST_CONFIGURATIONS:
+        return metrics
+    order = torch.from_numpy(np.random.default_rng(options.seed).permutation(n))
+    out = (order < n // 5)[index]
+    net = _train(x[~out], device[~out], log_y[~out], n_devices, options, say, worked, ())
+    tag = torch.eye(n_devices)[device[out]]
+    with torch.no_grad():
+        whole = (net(x[out], tag) - log_y[out]).abs().nanmean(0)
+        alone = (net.log_work(x[out], tag) + tag @ net.mean - log_y[out]).abs().nanmean(0)
+    return tuple(m for m in metrics if not whole[m] < WORTH_A_TRUNK * alone[m])
+
+
+def _train(
+    x: Tensor,
+    device: Tensor,
+    log_y: Tensor,
+    n_devices: int,
+    options: TrainingOptions,
+    say: Callable[[float], None],
+    worked: Sequence[bool],
+    mute: Sequence[int],
+) -> SurrogateNet:
+    """A network whose trunk is silent for the metrics in ``mute``."""
     generator = torch.Generator().manual_seed(options.seed)
     mixing = np.random.default_rng(options.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        net = SurrogateNet(x.shape[1], n_devices, log_y.shape[1])
+        net = SurrogateNet(x.shape[1], n_devices, log_y.shape[1], worked=worked)
     net.scaling.set_from(x)
-    _set_levels(net, device, log_y)
+    _set_rates(net, x, device, log_y)
+    one_hot = torch.eye(n_devices)
+    # What work does not explain; all of it, where nothing is explained so.
+    rest = log_y - net.log_work(x, one_hot[device])
+    _set_levels(net, device, rest)
+    net.amplitude[:, list(mute)] = 0.0
+    rest[:, list(mute)] = torch.nan
+    if len(mute) == log_y.shape[1]:
+        return net.eval()
     decay = [p for n, p in net.named_parameters() if p.ndim > 1 and n != "tags"]
-    rest = [p for n, p in net.named_parameters() if p.ndim <= 1 or n == "tags"]
+    free = [p for n, p in net.named_parameters() if p.ndim <= 1 or n == "tags"]
     optimizer = torch.optim.AdamW(
         [
             {"params": decay, "weight_decay": options.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
+            {"params": free, "weight_decay": 0.0},
         ],
         lr=options.learning_rate,
     )
@@ -80,22 +143,31 @@ def train(
         optimizer, max_lr=options.learning_rate, total_steps=options.steps, pct_start=0.1
     )
     rows = [torch.nonzero(device == d).flatten() for d in range(n_devices)]
-    one_hot = torch.eye(n_devices)
     for step in range(options.steps):
-        loss = _supervised(net, x, device, log_y, one_hot, options, generator, mixing)
+        loss = _supervised(net, x, device, rest, one_hot, options, generator, mixing)
         if n_devices > 2 and options.episode_weight > 0:
             held_out = int(torch.randint(n_devices, (1,), generator=generator))
             loss = loss + options.episode_weight * _episode(
-                net, x[rows[held_out]], log_y[rows[held_out]], held_out, options, generator
+                net, x[rows[held_out]], rest[rows[held_out]], held_out, options, generator
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 5.0)
         optimizer.step()
         schedule.step()
-        if report is not None and step % 50 == 0:
-            report(step / options.steps)
+        if step % 50 == 0:
+            say(step / options.steps)
     return net.eval()
+
+
+def _set_rates(net: SurrogateNet, x: Tensor, device: Tensor, log_y: Tensor) -> None:
+    """What work costs on each device."""
+    for m in (m for m, worked in enumerate(net.worked) if worked):
+        for d in range(net.rates.shape[0]):
+            rows = (device == d) & torch.isfinite(log_y[:, m])
+            if rows.any():
+                y = np.exp(log_y[rows, m].double().numpy())
+                net.rates[d, m] = torch.as_tensor(work.fit(x[rows].double().numpy(), y))
 
 
 def _set_levels(net: SurrogateNet, device: Tensor, log_y: Tensor) -> None:
@@ -114,7 +186,7 @@ def _supervised(
     net: SurrogateNet,
     x: Tensor,
     device: Tensor,
-    log_y: Tensor,
+    rest: Tensor,
     one_hot: Tensor,
     options: TrainingOptions,
     generator: torch.Generator,
@@ -128,18 +200,16 @@ def _supervised(
     mixed = torch.rand(n, generator=generator) < options.mixup_share
     share = torch.where(mixed, share, torch.ones(n)).unsqueeze(1)
     # Of a row that lacks a target, the mixture lacks it too; unmixed rows must not get it.
-    target = torch.where(
-        share == 1.0, log_y[first], share * log_y[first] + (1 - share) * log_y[other]
-    )
+    target = torch.where(share == 1.0, rest[first], share * rest[first] + (1 - share) * rest[other])
     s = share * x[first] + (1 - share) * x[other]
     tag = share * one_hot[device[first]] + (1 - share) * one_hot[device[other]]
-    return _huber(net(s, tag), target, tag @ net.amplitude)
+    return _huber(net(s, tag), net.log_work(s, tag) + target, tag @ net.amplitude)
 
 
 def _episode(
     net: SurrogateNet,
     x: Tensor,
-    log_y: Tensor,
+    rest: Tensor,
     held_out: int,
     options: TrainingOptions,
     generator: torch.Generator,
@@ -150,12 +220,14 @@ def _episode(
     chosen = torch.randperm(len(x), generator=generator)[: options.support + 64]
     tag = torch.full((1, n_devices), 1.0 / (n_devices - 1))
     tag[0, held_out] = 0.0
-    target = log_y[chosen]
-    there = torch.isfinite(target).all(0)
+    there = torch.isfinite(rest[chosen]).all(0)
     if not there.any():
         return x.new_zeros(())
+    own = torch.zeros_like(tag)
+    own[0, held_out] = 1.0
+    log_y = net.log_work(x[chosen], own.expand(len(chosen), -1)) + rest[chosen]
     predicted = net(x[chosen], tag.expand(len(chosen), -1))[:, there]
-    target = target[:, there]
+    target = log_y[:, there]
     support, query = slice(None, options.support), slice(options.support, None)
     p, t = predicted[support], target[support]
     p0, t0 = p.mean(0), t.mean(0)
@@ -170,5 +242,6 @@ def _huber(predicted: Tensor, target: Tensor, unit: Tensor) -> Tensor:
     there = torch.isfinite(target)
     if not there.any():
         return predicted.sum() * 0.0
+    unit = torch.where(unit > 0, unit, torch.ones_like(unit))  # 0 where the trunk is silent
     error = (predicted - torch.where(there, target, predicted.detach())) / unit
     return functional.huber_loss(error[there], torch.zeros_like(error[there]), delta=0.5)
