@@ -90,12 +90,12 @@ def _explained_by_work(
     absolute error of the logarithm there to ``WORTH_A_TRUNK`` of it, or it has learned noise.
     """
     metrics = tuple(m for m, there in enumerate(worked) if there)
-    configurations, index = x[:, : len(STATISTICS) - 1].unique(dim=0, return_inverse=True)
-    n = len(configurations)
+    _, index = np.unique(x[:, : len(STATISTICS) - 1].numpy(), axis=0, return_inverse=True)
+    n = int(index.max()) + 1
     if n < FEWEST_CONFIGURATIONS:
         return metrics
-    order = torch.from_numpy(np.random.default_rng(options.seed).permutation(n))
-    out = (order < n // 5)[index]
+    order = np.random.default_rng(options.seed).permutation(n)
+    out = torch.from_numpy((order < n // 5)[index.reshape(-1)])
     net = _train(x[~out], device[~out], log_y[~out], n_devices, options, say, worked, ())
     tag = torch.eye(n_devices)[device[out]]
     with torch.no_grad():

@@ -17,7 +17,8 @@ from edgebench.surrogate.training import TrainingOptions
 from edgebench.surrogate.training_table import TrainingTable
 from tests.surrogate import devices
 
-#: ms: a call, a layer, a layer's token, a head's token, a head's pair of tokens, a rank's token, bit.
+#: ms: a call, a layer, a layer's token, a head's token, a head's pair of tokens, a rank's token,
+#: a bit.
 RATES = {
     "one": np.array([0.4, 0.1, 0.02, 8e-4, 2e-6, 2e-5, 1e-9]),
     "two": np.array([0.9, 0.2, 0.03, 2e-3, 1e-6, 5e-5, 4e-9]),
