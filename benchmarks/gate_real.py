@@ -10,7 +10,7 @@
   run of its own, and printed with its interval.
 
 The three take turns, so that all of them meet the machine in the same states. 200 checks against
-itself, and a quarter as many of each slowed copy, take an hour and a half on a quiet machine:
+itself, and a tenth as many of each slowed copy, take more than an hour on a quiet machine:
 ``EDGEBENCH_GATE_CHECKS`` sets how many (default 20), and ``EDGEBENCH_GATE_KEEP`` a directory in
 which what was checked is kept, so that a call that was cut off is gone on with.
 ``EDGEBENCH_GATE_FOREIGN_LOAD`` and ``EDGEBENCH_GATE_CANARY_SHIFT`` are given to
@@ -46,7 +46,7 @@ from common import (
 ADDED = {"about 3 %": 2, "about 10 %": 7}
 SEQ_LEN = 16
 WIDTH = 384
-#: A copy counts as slow enough to be found only where its measured slowdown is at least the limit.
+#: A copy's checks must not pass where its measured slowdown is surely at least this.
 LIMIT = 0.03
 
 
@@ -184,7 +184,7 @@ def measure(quick: bool) -> list[Figure]:
     model = artifact("fp32")
     checks = 2 if quick else int(os.environ.get("EDGEBENCH_GATE_CHECKS", "20"))
     kept = Kept(None if quick else os.environ.get("EDGEBENCH_GATE_KEEP"), model)
-    wanted = {"itself": checks} | dict.fromkeys(ADDED, max(1, checks // 4))
+    wanted = {"itself": checks} | dict.fromkeys(ADDED, max(1, checks // 10))
     with bench() as place:
         copies = {"itself": model}
         for name, added in ADDED.items():
@@ -215,7 +215,11 @@ def measure(quick: bool) -> list[Figure]:
     alarms = counts["itself"]["regression"]
     figures = [at_most(f"false alarms in {counts['itself'].total()} checks", alarms, 0)]
     for name in ADDED:
-        figures.append(at_most(f"{name} slower that passed", counts[name]["pass"], 0))
+        ratio, lo, _ = kept.truth(name) or (1.0, 1.0, 1.0)
+        if lo >= 1 + LIMIT:
+            figures.append(at_most(f"{name} slower that passed", counts[name]["pass"], 0))
+        else:
+            print(f"{name}: {ratio:.3f} is not surely beyond the limit, so it may pass")
     slow = counts["about 10 %"]
     found_share = 100 * slow["regression"] / slow.total()
     figures.append(at_least("about 10 % slower that was found", found_share, 99.0, " %"))
