@@ -11,7 +11,7 @@ import numpy.typing as npt
 from edgebench.artifact import Parity
 from edgebench.errors import ExportError
 from edgebench.export.module import OUTPUTS, Feed
-from edgebench.export.parity import compare, fp32_tolerance
+from edgebench.export.parity import FP32_TOLERANCE, compare
 from edgebench.export.plan import Plan
 
 Outputs = Sequence[npt.NDArray[np.float32]]
@@ -36,37 +36,33 @@ def differences(
     expected: Outputs,
     actual: Outputs,
     adapter: str,
-    *,
-    strict: bool = False,
+    tolerance: float | None = None,
 ) -> Parity:
     """How far outputs are from PyTorch's; positions of padding are left out.
 
     Args:
         adapter: how the adapter stood in PyTorch, in words.
-        strict: whether fp32's tolerance is to be kept (``require``).
     """
-    wanted = of_tokens(expected, feeds)
     return compare(
-        wanted,
+        of_tokens(expected, feeds),
         of_tokens(actual, feeds),
         reference=f"PyTorch in fp32, eval mode, {adapter}: {OUTPUTS[plan.task]}",
         logits=plan.task != "feature-extraction",
-        tolerance=fp32_tolerance(wanted) if strict else None,
+        tolerance=tolerance,
     )
 
 
 def require(plan: Plan, parity: Parity, what: str) -> None:
-    """Refuse more than the tolerance of a strict comparison.
+    """Refuse more than fp32's tolerance.
 
     Raises:
         ExportError: it is more, or not a number.
     """
     # Written so that a NaN fails too.
-    assert parity.tolerance is not None
-    if not parity.max_abs_error <= parity.tolerance:
+    if not parity.max_abs_error <= FP32_TOLERANCE:
         raise ExportError(
             f"the {what} is off PyTorch by {parity.max_abs_error:.2g}, "
-            f"more than {parity.tolerance:.2g}, so no artifact was written",
+            f"more than {FP32_TOLERANCE:g}, so no artifact was written",
             where=plan.name,
             fix="Try the other --via, and report this with the versions in use.",
         )

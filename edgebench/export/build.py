@@ -29,6 +29,7 @@ from edgebench.export.inputs import (
     timing_inputs,
 )
 from edgebench.export.module import OUTPUTS, Feed, build_base, forward_module, quiet, reference
+from edgebench.export.parity import FP32_TOLERANCE
 from edgebench.export.plan import Member, Plan, adapter_entry, base_entry, directory_name
 from edgebench.export.request import Progress, safe_name
 from edgebench.export.sample_text import TEXTS
@@ -344,7 +345,9 @@ def _float_form(
     plan: Plan, feeds: Sequence[Feed], expected: _Outputs, given: _Outputs
 ) -> nouns.Parity:
     """The graph with floating-point products against PyTorch: it must agree as fp32 does."""
-    parity = agreement.differences(plan, feeds, expected, given, _AS_THEY_ARE, strict=True)
+    parity = agreement.differences(
+        plan, feeds, expected, given, _AS_THEY_ARE, tolerance=FP32_TOLERANCE
+    )
     agreement.require(plan, parity, "fp32 graph with floating-point products")
     return parity
 
@@ -452,7 +455,7 @@ def _parity(plan: Plan, traced: _Traced, written: _Written) -> nouns.Parity:
     """Compare with PyTorch; fp32 must agree, the error of fewer bits is recorded.
 
     Raises:
-        ExportError: fp32 is off by more than its tolerance.
+        ExportError: fp32 is off by more than ``FP32_TOLERANCE``.
     """
     adapter = "of the base alone"
     if plan.adapter and not traced.swaps and plan.lowering != "base":
@@ -481,7 +484,10 @@ def _compare(
         adapter += " and activations of int8 directions rounded as the graph does"
     # Rounded activations: what had to agree is said in ``integer``.
     strict = scheme == "fp32" and traced.integer is None
-    parity = agreement.differences(plan, traced.feeds, expected, actual, adapter, strict=strict)
+    tolerance = FP32_TOLERANCE if strict else None
+    parity = agreement.differences(
+        plan, traced.feeds, expected, actual, adapter, tolerance=tolerance
+    )
     if strict:
         agreement.require(plan, parity, f"fp32 {what}")
     return parity

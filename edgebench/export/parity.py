@@ -14,18 +14,10 @@ import numpy.typing as npt
 
 from edgebench.artifact import Parity
 
-#: Largest absolute error of an fp32 graph that still counts as the same model, ...
+#: Largest absolute error of an fp32 graph that still counts as the same model.
 FP32_TOLERANCE = 1e-4
-#: ... for outputs up to this; beyond, rounding grows with the outputs, and the tolerance with it.
-USUAL_LARGEST = 10.0
 
 Array = npt.NDArray[np.floating]
-
-
-def fp32_tolerance(expected: Sequence[Array]) -> float:
-    """The largest error that an fp32 graph of these outputs may have."""
-    largest = max((float(np.abs(array).max()) for array in expected if array.size), default=0.0)
-    return FP32_TOLERANCE * max(1.0, largest / USUAL_LARGEST)
 
 
 def compare(

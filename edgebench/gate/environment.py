@@ -1,17 +1,16 @@
 """May these blocks be used, and is this device in a state to be checked on? Pure.
 
-A block in which others used the measured CPUs, or in which the canary was far from its own median
-(by the limit, and by more than it scatters), is left out and replaced. That is decided from what
-concerns neither side, so it can't favour one: what is left is as fair as before. Where more blocks
-are left out than used, or the device itself says that it was throttled, the environment is broken,
-and nothing is said about the code.
+A block in which others used the measured CPUs, or in which the canary was far from its own median,
+is left out and replaced. That is decided from what concerns neither side, so it can't favour one:
+what is left is as fair as before. Where more blocks are left out than used, or the device itself
+says that it was throttled, the environment is broken, and nothing is said about the code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log, sqrt
+from math import log
 
 import numpy as np
 
@@ -19,10 +18,6 @@ from edgebench import health
 from edgebench.gate.blocks import Block
 from edgebench.reasons import Code, Severity
 from edgebench.results.encoding import Loaded
-
-#: A canary that scatters from launch to launch has moved where it is off by this many standard
-#: deviations too: some machines place its 2 MB of weights anew each time, and it takes 0.1 ms.
-SCATTER = 3.0
 
 
 @dataclass(frozen=True)
@@ -53,12 +48,11 @@ class Sorted:
 
 def sort_blocks(blocks: Sequence[Block], limits: Limits) -> Sorted:
     """Leave out blocks in which the device was not itself."""
-    known = np.log([block.canary_ns for block in blocks if block.canary_ns])
-    usual = float(np.exp(np.median(known))) if known.size else None
-    far = max(log(1 + limits.canary), SCATTER * _scatter(known))
+    known = [block.canary_ns for block in blocks if block.canary_ns]
+    usual = float(np.median(known)) if known else None
     used, left_out = [], []
     for block in blocks:
-        why = _why_not(block, usual, far, limits)
+        why = _why_not(block, usual, limits)
         if why is None:
             used.append(block)
         else:
@@ -66,17 +60,12 @@ def sort_blocks(blocks: Sequence[Block], limits: Limits) -> Sorted:
     return Sorted(tuple(used), tuple(left_out))
 
 
-def _scatter(logs: np.ndarray) -> float:
-    """Standard deviation of logarithms, from their median absolute deviation; 0 of none."""
-    return 1.4826 * float(np.median(np.abs(logs - np.median(logs)))) if logs.size else 0.0
-
-
-def _why_not(block: Block, usual: float | None, far: float, limits: Limits) -> str | None:
+def _why_not(block: Block, usual: float | None, limits: Limits) -> str | None:
     if (block.foreign_cpu or 0.0) > limits.foreign_load:
         return f"foreign load {100 * (block.foreign_cpu or 0):.0f} %"
     if (block.steal or 0.0) > limits.foreign_load:
         return f"stolen time {100 * (block.steal or 0):.0f} %"
-    if usual and block.canary_ns and abs(log(block.canary_ns / usual)) > far:
+    if usual and block.canary_ns and abs(log(block.canary_ns / usual)) > log(1 + limits.canary):
         return f"the canary took {block.canary_ns / usual:.2f} times its median"
     return None
 
@@ -111,8 +100,7 @@ def broken(
     medians = [block.canary_ns for block in used if block.canary_ns]
     if canary_before_ns and medians:
         moved = float(np.median(medians)) / canary_before_ns
-        error = 1.2533 * _scatter(np.log(medians)) / sqrt(len(medians))  # of a median
-        if abs(log(moved)) > max(log(1 + limits.canary), SCATTER * error):
+        if abs(log(moved)) > log(1 + limits.canary):
             found[f"the canary takes {moved:.2f} times what it took in this device's self-test"] = (
                 None
             )

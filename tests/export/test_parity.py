@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from edgebench.export.agreement import of_tokens
-from edgebench.export.parity import compare, fp32_tolerance
+from edgebench.export.parity import compare
 
 logits = arrays.arrays(
     np.float32, (3, 4), elements=st.floats(-50, 50, width=32, allow_subnormal=False)
@@ -76,10 +76,3 @@ def test_answers_a_text_are_all_compared():
     answers = np.ones((2, 3), np.float32)
     (kept,) = of_tokens([answers], [{"attention_mask": np.zeros((2, 3))}])
     assert kept is answers
-
-
-def test_fp32_tolerance_grows_with_outputs_beyond_the_usual():
-    row = np.array([[3.0, -9.5, 1.0]], dtype=np.float32)
-    assert fp32_tolerance([row, 0.5 * row]) == 1e-4
-    assert fp32_tolerance([row, -100 * row]) == pytest.approx(9.5e-3)
-    assert fp32_tolerance([np.full((1, 2), np.nan)]) == 1e-4

@@ -97,24 +97,6 @@ def test_blocks_with_foreign_load_or_a_moved_canary_are_left_out():
     assert sort_blocks(blocks, Limits(foreign_load=1.0)).left_out == found.left_out[2:]
 
 
-#: Seen on a quiet virtual machine: the canary's medians of ten launches, in ms.
-RESTLESS = (0.168, 0.157, 0.150, 0.126, 0.146, 0.140, 0.137, 0.101, 0.121, 0.176)
-
-
-def test_a_canary_that_always_scatters_leaves_nothing_out():
-    blocks = [replace(FINE, canary_ns=1e6 * ms) for ms in RESTLESS]
-    assert sort_blocks(blocks, Limits()).left_out == ()
-    found = sort_blocks([*blocks, replace(FINE, canary_ns=0.40e6)], Limits())
-    assert [block.canary_ns for block, _ in found.left_out] == [0.40e6]
-
-
-def test_the_self_test_is_compared_with_what_a_median_of_such_a_canary_is_worth():
-    used = sort_blocks([replace(FINE, canary_ns=1e6 * ms) for ms in RESTLESS], Limits())
-    assert broken(used, [], Limits(), canary_before_ns=0.118e6) == []  # 1.22 times
-    (why,) = broken(used, [], Limits(), canary_before_ns=0.09e6)
-    assert "times what it took" in why
-
-
 def test_more_blocks_left_out_than_used_is_a_broken_environment():
     out = [replace(FINE, foreign_cpu=0.4)] * 5
     assert broken(sort_blocks([FINE] * 8 + out, Limits()), [], Limits()) == []
