@@ -10,7 +10,7 @@
   run of its own, and printed with its interval.
 
 The three take turns, so that all of them meet the machine in the same states. 200 checks against
-itself, and a tenth as many of each slowed copy, take more than an hour on a quiet machine:
+itself, and a quarter as many of each slowed copy, take an hour and a half on a quiet machine:
 ``EDGEBENCH_GATE_CHECKS`` sets how many (default 20), and ``EDGEBENCH_GATE_KEEP`` a directory in
 which what was checked is kept, so that a call that was cut off is gone on with.
 ``EDGEBENCH_GATE_FOREIGN_LOAD`` and ``EDGEBENCH_GATE_CANARY_SHIFT`` are given to
@@ -46,7 +46,7 @@ from common import (
 ADDED = {"about 3 %": 2, "about 10 %": 9}
 SEQ_LEN = 16
 WIDTH = 384
-#: A copy's checks must not pass where its measured slowdown is surely at least this.
+#: A copy counts as slow enough to be found only where its measured slowdown is at least the limit.
 LIMIT = 0.03
 
 
@@ -151,10 +151,11 @@ def truth(place: Bench, baseline: Path, candidate: Path, *, quick: bool) -> tupl
 
 
 class Kept:
-    """What was found so far, a JSON line each in ``keep/<artifact>.jsonl``; in memory without."""
+    """What was found so far, a JSON line each in a file of these copies; in memory without."""
 
     def __init__(self, keep: str | None, model: Path) -> None:
-        self.file = Path(keep) / f"{model.name}.jsonl" if keep else None
+        added = "-".join(map(str, ADDED.values()))
+        self.file = Path(keep) / f"{model.name}-{added}.jsonl" if keep else None
         self.lines: list[dict[str, Any]] = []
         if self.file and self.file.is_file():
             self.lines = [json.loads(line) for line in self.file.read_text().splitlines()]
@@ -184,7 +185,7 @@ def measure(quick: bool) -> list[Figure]:
     model = artifact("fp32")
     checks = 2 if quick else int(os.environ.get("EDGEBENCH_GATE_CHECKS", "20"))
     kept = Kept(None if quick else os.environ.get("EDGEBENCH_GATE_KEEP"), model)
-    wanted = {"itself": checks} | dict.fromkeys(ADDED, max(1, checks // 10))
+    wanted = {"itself": checks} | dict.fromkeys(ADDED, max(1, checks // 4))
     with bench() as place:
         copies = {"itself": model}
         for name, added in ADDED.items():
@@ -215,11 +216,7 @@ def measure(quick: bool) -> list[Figure]:
     alarms = counts["itself"]["regression"]
     figures = [at_most(f"false alarms in {counts['itself'].total()} checks", alarms, 0)]
     for name in ADDED:
-        ratio, lo, _ = kept.truth(name) or (1.0, 1.0, 1.0)
-        if lo >= 1 + LIMIT:
-            figures.append(at_most(f"{name} slower that passed", counts[name]["pass"], 0))
-        else:
-            print(f"{name}: {ratio:.3f} is not surely beyond the limit, so it may pass")
+        figures.append(at_most(f"{name} slower that passed", counts[name]["pass"], 0))
     slow = counts["about 10 %"]
     found_share = 100 * slow["regression"] / slow.total()
     figures.append(at_least("about 10 % slower that was found", found_share, 99.0, " %"))

@@ -125,7 +125,8 @@ class Oracle:
         from edgebench.surrogate.workflow import calibrate_surrogate
 
         self.device = device
-        digest = hashlib.sha256(whole.x.tobytes() + whole.y.tobytes() + str(steps).encode())
+        how = f"{surrogates.SCHEMA} {steps} {STEPS}"
+        digest = hashlib.sha256(whole.x.tobytes() + whole.y.tobytes() + how.encode())
         self.digest = digest.hexdigest()[:12]
         directory = work / f"surrogate-{device.tag}-{self.digest}"
         own = whole.of(device.tag)

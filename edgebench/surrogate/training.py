@@ -69,10 +69,11 @@ def train(
         The network, in evaluation mode, on the CPU.
     """
     say = report or (lambda share: None)
-    mute: tuple[int, ...] = ()
-    if any(worked):
-        mute = _explained_by_work(x, device, log_y, n_devices, options, say, worked)
-    return _train(x, device, log_y, n_devices, options, say, worked, mute)
+    if not any(worked):
+        return _train(x, device, log_y, n_devices, options, say, worked, ())
+    first, second = (lambda s: say(s / 2)), (lambda s: say((1 + s) / 2))  # two trainings
+    mute = _explained_by_work(x, device, log_y, n_devices, options, first, worked)
+    return _train(x, device, log_y, n_devices, options, second, worked, mute)
 
 
 def _explained_by_work(
