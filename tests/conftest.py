@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+from collections.abc import Iterator
+from unittest import mock
 
 import pytest
 from hypothesis import settings
@@ -35,3 +38,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((n for n, start in enumerate(SLOW) if item.nodeid.startswith(start)), len(SLOW))
 
     items.sort(key=rank)  # stable: the order within a file stays
+
+
+@pytest.fixture(autouse=True)
+def _compilers_stay() -> Iterator[None]:
+    """A test that makes a BOFT adapter gets peft's ``CC=gcc CXX=gcc``: not so the tests after it."""
+    with mock.patch.dict(os.environ):
+        yield

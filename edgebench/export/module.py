@@ -131,10 +131,14 @@ def reference(module: Any, feeds: list[Feed]) -> list[npt.NDArray[np.float32]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the libraries' progress bars, notes and warnings off the user's terminal, offline."""
+    """Keep the libraries' progress bars, notes and warnings off the user's terminal, offline.
+
+    The environment is afterwards as it was: peft 0.21's BOFT, where no CUDA compiler is, leaves
+    ``CC`` and ``CXX`` set to gcc, which links no C++.
+    """
     # Set first: transformers reads these when it is imported.
     settings = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
-    before = {name: os.environ.get(name) for name in settings}
+    before = {name: os.environ.get(name) for name in (*settings, "CC", "CXX")}
     os.environ.update(settings)
     # Imported before the levels are set: each sets its own when it is.
     import torch.onnx  # noqa: F401
@@ -154,7 +158,7 @@ def quiet() -> Iterator[None]:
             logger.setLevel(level)
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
         if bars is not None:

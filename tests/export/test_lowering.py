@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import onnx
 import peft
 import pytest
@@ -119,12 +121,17 @@ def test_other_encoders_export_merged(write, targets, models, tmp_path):
 
 
 @pytest.mark.parametrize("method", [peft.IA3Config, peft.BOFTConfig])
-def test_a_method_of_peft_merges_under_a_head_of_several_layers(method, models, tmp_path):
+def test_a_method_of_peft_merges_under_a_head_of_several_layers(
+    method, models, tmp_path, monkeypatch
+):
     # RoBERTa's head is trained in full, and has no weight of its own: its two layers have.
     base = tiny.write_roberta(tmp_path / "base")
     more = {"feedforward_modules": []} if method is peft.IA3Config else {"boft_block_size": 4}
     config = method(task_type="SEQ_CLS", target_modules=["query", "value"], **more)
     adapter = tiny.write_adapter(base, tmp_path / "adapter", config)
+    # peft's BOFT sets these, and leaves them so where it finds no CUDA compiler.
+    monkeypatch.setenv("CC", "my-cc")
+    monkeypatch.delenv("CXX", raising=False)
     (artifact,) = export(
         ExportRequest(
             adapter=adapter,
@@ -135,6 +142,7 @@ def test_a_method_of_peft_merges_under_a_head_of_several_layers(method, models, 
             exporter_dirs=(builtin_root() / "exporters",),
         )
     )
+    assert (os.environ["CC"], os.environ.get("CXX")) == ("my-cc", None)
     assert artifact.manifest.adapter.kind == config.peft_type.value.lower()
     assert artifact.manifest.parity.max_abs_error <= 1e-4
 
