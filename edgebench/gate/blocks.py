@@ -9,8 +9,9 @@ the unit because two loads of one model in one worker differ by more than its ca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import log
+from dataclasses import dataclass, field
+from math import log, pi, sqrt
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +30,8 @@ class Block:
     """One launch of a check: log(candidate / baseline) by metric, and how the device was.
 
     ``missing``: by metric, why there is no ratio. ``canary_ns``: the canary's median call.
+    ``seconds``: of the whole launch; ``timed_s``: from its first counted call to its last.
+    ``noise``: by metric, the ratio's standard error as the block's own rounds tell it.
     """
 
     recording: str
@@ -39,6 +42,8 @@ class Block:
     canary_ns: float | None
     foreign_cpu: float | None
     steal: float | None
+    timed_s: float = 0.0
+    noise: dict[str, float] = field(default_factory=dict)
 
 
 def blocks_of(
@@ -76,6 +81,7 @@ def blocks_of(
             canary_ns=_canary(samples, here, canary),
             foreign_cpu=launch.foreign_cpu_fraction,
             steal=launch.steal_fraction,
+            timed_s=_span_s(samples, here),
         )
         for metric in metrics:
             _add(block, metric, sides, loaded, (baseline, candidate))
@@ -117,7 +123,9 @@ def _add(
     if metric.name == "p50":
         first, second = base.medians(), new.medians()
         rounds = min(first.size, second.size)
-        block.ratios[metric.name] = float(np.median(np.log(second[:rounds] / first[:rounds])))
+        logs = np.log(second[:rounds] / first[:rounds])
+        block.ratios[metric.name] = float(np.median(logs))
+        block.noise[metric.name] = _error_of_median(logs)
     elif metric.percentile is not None:
         fewest = min(base.durations.size, new.durations.size)
         if fewest < metric.calls:
@@ -134,6 +142,17 @@ def _add(
         _energy(block, metric, loaded, indices)
     elif metric.name == "memory" and block.launch == 0:
         _memory(block, metric, loaded, indices)
+
+
+def _error_of_median(values: Floats) -> float:
+    """Standard error of a median: sqrt(pi / 2) of a mean's for near-normal values."""
+    deviation = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    return sqrt(pi / 2) * deviation / sqrt(values.size)
+
+
+def _span_s(samples: Any, here: npt.NDArray[np.bool_]) -> float:
+    start, duration = samples["start_ns"][here], samples["duration_ns"][here]
+    return float((start + duration).max() - start.min()) / 1e9
 
 
 def _memory(block: Block, metric: Metric, loaded: Loaded, indices: tuple[int, int]) -> None:

@@ -33,6 +33,7 @@ from edgebench.gate.canary import has_canary, make_canary
 from edgebench.gate.environment import Sorted, broken, sort_blocks
 from edgebench.gate.family import holm
 from edgebench.gate.findings import counted_findings, finding_of
+from edgebench.gate.lengths import block_length_s
 from edgebench.gate.metrics import Metric
 from edgebench.gate.options import CheckOptions
 from edgebench.gate.outcome import Finding, Result
@@ -44,11 +45,6 @@ from edgebench.results.store import Store
 if TYPE_CHECKING:
     from edgebench.artifact import Artifact
     from edgebench.device import Device
-
-#: A block's scatter that is small enough, in units of the limit; and how many times longer than
-#: asked blocks may become to reach it.
-_SPREAD_PER_LIMIT = 1 / 3
-_LONGEST = 6.0
 
 Reporter = Callable[[dict[str, Any]], None]
 
@@ -256,14 +252,21 @@ class _Gate:
         return max(1, min(size, max(room, default=1)))
 
     def block_s(self, benchmark: Benchmark) -> float:
-        """Timed seconds of a coming block: longer where the blocks so far scatter too much.
-
-        Calls average out and starting a worker costs the same, so noisy blocks should be longer.
-        What is chosen from earlier blocks can't favour a side.
-        """
-        spread = max((e.spread for e in benchmark.undecided), default=0.0)
-        wanted = (spread / (self.rule.upper * _SPREAD_PER_LIMIT)) ** 2
-        return self.options.block_s * min(_LONGEST, max(1.0, wanted))
+        """Timed seconds of a coming block: what suits the metric that needs the longest."""
+        asked_s = self.options.block_s
+        wanted = [
+            block_length_s(
+                benchmark.sorted.used,
+                name,
+                spread=evidence.spread,
+                limit=self.rule.upper,
+                asked_s=asked_s,
+                current_s=benchmark.block_s or asked_s,
+            )
+            for name, evidence in benchmark.evidence.items()
+            if evidence.decision is Decision.UNDECIDED
+        ]
+        return max(wanted, default=asked_s)
 
     def findings(self, benchmark: Benchmark) -> list[Finding]:
         found = [

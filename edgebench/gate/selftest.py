@@ -20,7 +20,7 @@ from edgebench.artifact import Artifact
 from edgebench.errors import MeasurementError
 from edgebench.gate import replay, stored
 from edgebench.gate.blocks import Block, blocks_of
-from edgebench.gate.canary import has_canary, make_canary
+from edgebench.gate.canary import NAME, has_canary, make_canary
 from edgebench.gate.environment import broken, sort_blocks
 from edgebench.gate.metrics import METRICS
 from edgebench.gate.options import CheckOptions
@@ -139,6 +139,7 @@ def _summary(
         replayed_alarms=replay.false_alarms(ratios, rule, REPLAYS, random),
         spread=float(spreads(np.append(ratios, 0.0))[-1]),
         smallest_slowdown=replay.smallest_slowdown(ratios, rule, REPLAYS // 5, random),
+        canary=NAME if canary else None,
         canary_ns=float(np.median(canary)) if canary else None,
         batch=first.protocol.batch,
         recordings=tuple(session.id for session in sessions),

@@ -2,6 +2,7 @@
 
 Format history (``schema``):
     edgebench.selftest/1   first
+    edgebench.selftest/2   ``canary``: which canary it was. Version 1 is read: it had the first.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from edgebench.errors import RecordingError
 from edgebench.results.atomic import replace_files
 from edgebench.results.encoding import Loaded
 
-SCHEMA = "edgebench.selftest/1"
+SCHEMA = "edgebench.selftest/2"
+_FIRST, _FIRST_CANARY = "edgebench.selftest/1", "edgebench-canary"
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class SelfTest:
         spread: of a block's log-ratio.
         smallest_slowdown: share that is found with 95 % probability within ``blocks`` blocks; None
             where even the largest tried is not.
-        canary_ns: the canary's median call, at ``batch``; None where there was no canary.
+        canary, canary_ns: the canary's name and median call, at ``batch``; None where there was no
+            canary.
     """
 
     device: str
@@ -48,13 +51,16 @@ class SelfTest:
     replayed_alarms: int
     spread: float
     smallest_slowdown: float | None
+    canary: str | None
     canary_ns: float | None
     batch: int
     recordings: tuple[str, ...] = ()
 
     def canary_of(self, session: Loaded) -> float | None:
-        """What the canary took then, where the session runs it with the same batch."""
-        return self.canary_ns if session.recording.protocol.batch == self.batch else None
+        """What the canary took then, where the session runs the same one with the same batch."""
+        recording = session.recording
+        runs_it = self.canary in {entry.manifest["name"] for entry in recording.artifacts}
+        return self.canary_ns if runs_it and recording.protocol.batch == self.batch else None
 
     @property
     def text(self) -> str:
@@ -101,7 +107,9 @@ def read(results: Path, fingerprint_digest: str) -> SelfTest | None:
     try:
         document = json.loads(path.read_bytes())
         schema = document.pop("schema")
-        if schema != SCHEMA:
+        if schema == _FIRST:
+            document["canary"] = None if document["canary_ns"] is None else _FIRST_CANARY
+        elif schema != SCHEMA:
             raise ValueError(f"schema {schema!r}, this edgebench reads {SCHEMA!r}")
         return SelfTest(**{**document, "recordings": tuple(document["recordings"])})
     except FileNotFoundError:

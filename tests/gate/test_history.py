@@ -140,7 +140,7 @@ def test_the_self_test_measures_and_later_checks_print_it(bench: Bench, monkeypa
     )
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert document["schema"] == "edgebench.selftest/1"
+    assert document["schema"] == "edgebench.selftest/2"
     assert document["replays"] == 200
     assert document["alarms"] <= document["checks"]
     assert 0 < document["alarm_rate_hi"] <= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
@@ -37,6 +38,7 @@ SELF_TEST = stored.SelfTest(
     replayed_alarms=12,
     spread=0.008,
     smallest_slowdown=0.02,
+    canary="edgebench-canary-2",
     canary_ns=1e6,
     batch=1,
     recordings=("a", "b"),
@@ -112,7 +114,7 @@ def test_the_document_is_json_without_infinities():
     document = json.loads(json.dumps(result(PASS, OPEN).document(), allow_nan=False))
     assert document["exit_code"] == 2
     assert document["findings"][1]["hi"] is None
-    assert document["self_test"]["schema"] == "edgebench.selftest/1"
+    assert document["self_test"]["schema"] == "edgebench.selftest/2"
 
 
 def test_a_self_test_is_read_as_it_was_written(tmp_path):
@@ -123,3 +125,22 @@ def test_a_self_test_is_read_as_it_was_written(tmp_path):
         path.write_text(broken)
         with pytest.raises(RecordingError, match="self-test"):
             stored.read(tmp_path, "sha256:abc")
+
+
+def test_a_self_test_of_the_first_canary_is_read_and_not_held_against_another(tmp_path):
+    path = stored.write(tmp_path, SELF_TEST)
+    document = json.loads(path.read_text())
+    del document["canary"]
+    path.write_text(json.dumps(document | {"schema": "edgebench.selftest/1"}))
+    old = stored.read(tmp_path, "sha256:abc")
+    assert old == replace(SELF_TEST, canary="edgebench-canary")
+
+    def session(canary, batch):
+        entries = [SimpleNamespace(manifest={"name": name}) for name in ("a", "a", canary)]
+        recording = SimpleNamespace(artifacts=entries, protocol=SimpleNamespace(batch=batch))
+        return SimpleNamespace(recording=recording)
+
+    assert SELF_TEST.canary_of(session("edgebench-canary-2", 1)) == 1e6
+    assert SELF_TEST.canary_of(session("edgebench-canary-2", 4)) is None
+    assert old.canary_of(session("edgebench-canary-2", 1)) is None
+    assert old.canary_of(session("edgebench-canary", 1)) == 1e6
