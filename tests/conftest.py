@@ -42,6 +42,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _compilers_stay() -> Iterator[None]:
-    """A test that makes a BOFT adapter gets peft's ``CC=gcc CXX=gcc``: not so the tests after it."""
+    """A test that makes a BOFT adapter leaves peft's ``CC=gcc CXX=gcc``: not to those after it."""
     with mock.patch.dict(os.environ):
         yield

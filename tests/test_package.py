@@ -34,7 +34,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(home, with_pip=True)
     constraints = REPOSITORY / "constraints.txt"
     subprocess.run(
-        [home / "bin/pip", "install", "--quiet", "-c", str(constraints), str(wheel)],
+        [home / "bin/pip", "install", "--quiet", "--no-compile", "-c", constraints, wheel],
         cwd=home,
         check=True,
     )
