@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebench.cli.output import DeviceName, Json, Results
+from edgebench.cli.options import DeviceName, Json, OfflineBatch, Results, SeqLen, Threads, Wait
 
 if TYPE_CHECKING:
     from edgebench.cli.output import Update
@@ -82,21 +82,15 @@ def check(
             "single-stream, and generate for decoders."
         ),
     ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Samples a call in the offline scenario (default 8).")
-    ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option(help="Tokens a sample (default: as exported).")
-    ] = None,
+    batch: OfflineBatch = None,
+    seq_len: SeqLen = None,
     prompt_len: Annotated[
         int | None, typer.Option(help="Tokens of a decoder's prompt (default: as exported).")
     ] = None,
     new_tokens: Annotated[
         int | None, typer.Option(help="Tokens that a call of generate gives.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the model (default: the profile's).")
-    ] = None,
+    threads: Threads = None,
     seed: Annotated[
         int | None, typer.Option(help="Seed of every random order (default: drawn).")
     ] = None,
@@ -105,9 +99,7 @@ def check(
         Path | None, typer.Option(help="Write a Markdown summary to this file.")
     ] = None,
     results: Results = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait for a device that is in use.")
-    ] = True,
+    wait: Wait = True,
     as_json: Json = False,
 ) -> None:
     """Is the candidate slower than the baseline by more than is allowed?

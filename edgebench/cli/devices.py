@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 import typer
 
-from edgebench.cli.output import Json
+from edgebench.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:

@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebench.cli.output import Answer, DeviceName, Json, Results
+from edgebench.cli.options import (
+    BaseModel,
+    DeviceName,
+    EnergyPrecision,
+    ExportSeqLen,
+    Json,
+    Launches,
+    MaxDuration,
+    Precision,
+    Results,
+    Threads,
+    TimingTexts,
+    Wait,
+    WorkspaceCode,
+)
+from edgebench.cli.output import Answer
 
 if TYPE_CHECKING:
     from edgebench.adapters.energy_bound import LinearCosts
@@ -21,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def directions(
     adapter: Annotated[Path, typer.Argument(help="Directory of a HEST adapter's checkpoint.")],
-    base: Annotated[str | None, typer.Option(help="Base model, as for `edgebench export`.")] = None,
+    base: BaseModel = None,
     device: DeviceName = "local",
     quant: Annotated[
         str, typer.Option("--quant", "-q", help="Precision of the base that they are on.")
@@ -35,40 +50,20 @@ def directions(
     fp16: Annotated[
         int | None, typer.Option(help="fp16 directions to give E_max for; default the adapter's.")
     ] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
-    data: Annotated[
-        Path | None, typer.Option(help="Texts for the timing inputs, as for `edgebench export`.")
-    ] = None,
-    launches: Annotated[
-        int, typer.Option(help="Worker processes; intervals are taken over them.")
-    ] = 5,
-    precision: Annotated[
-        str, typer.Option(help="Half-width of the median's interval that is enough, per launch.")
-    ] = "2%",
-    max_duration: Annotated[
-        float, typer.Option(help="Seconds after which a launch ends in any case.")
-    ] = 240.0,
-    energy_precision: Annotated[
-        str, typer.Option(help="Half-width of the energy a call (95 %) that is enough.")
-    ] = "5%",
+    seq_len: ExportSeqLen = 128,
+    data: TimingTexts = None,
+    launches: Launches = 5,
+    precision: Precision = "2%",
+    max_duration: MaxDuration = 240.0,
+    energy_precision: EnergyPrecision = "5%",
     energy_window: Annotated[
         float | None,
         typer.Option(help="Seconds of an energy window (default: what the meters need)."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the model (default: the profile's).")
-    ] = None,
+    threads: Threads = None,
     results: Results = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait for a device that is in use.")
-    ] = True,
-    workspace_code: Annotated[
-        bool,
-        typer.Option(
-            "--workspace-code/--no-workspace-code",
-            help="Load the workspace's own exporters/ (they are Python code).",
-        ),
-    ] = True,
+    wait: Wait = True,
+    workspace_code: WorkspaceCode = True,
     as_json: Json = False,
 ) -> None:
     """Measure what a HEST adapter's directions cost: joules and milliseconds for each kind.

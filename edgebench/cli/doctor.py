@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from edgebench.cli.output import DeviceName, Json
+from edgebench.cli.options import DeviceName, Json
 
 if TYPE_CHECKING:
     from edgebench.doctor import Finding

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebench.cli.output import Json, Results
+from edgebench.cli.options import Json, Results
 
 if TYPE_CHECKING:
     from edgebench.recording import Recording

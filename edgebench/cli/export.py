@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgebench.cli.output import Json
+from edgebench.cli.options import Json, WorkspaceCode
 
 
 def register(app: typer.Typer) -> None:
@@ -79,13 +79,7 @@ def export(
     mixed_bits: Annotated[
         float, typer.Option(help="Budget of -q mixed: stored bits a weight, over all weights.")
     ] = 3.5,
-    workspace_code: Annotated[
-        bool,
-        typer.Option(
-            "--workspace-code/--no-workspace-code",
-            help="Load the workspace's own exporters/ (they are Python code).",
-        ),
-    ] = True,
+    workspace_code: WorkspaceCode = True,
     as_json: Json = False,
 ) -> None:
     """Export a trained adapter, at one or more precisions, checked against PyTorch in fp32.

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Annotated
 
 import typer
 
-from edgebench.cli.output import Json
+from edgebench.cli.options import Json, WorkspaceCode
 
 
 def register(app: typer.Typer) -> None:
@@ -15,13 +14,7 @@ def register(app: typer.Typer) -> None:
 
 
 def exporters(
-    workspace_code: Annotated[
-        bool,
-        typer.Option(
-            "--workspace-code/--no-workspace-code",
-            help="Load the workspace's own exporters/ (they are Python code).",
-        ),
-    ] = True,
+    workspace_code: WorkspaceCode = True,
     as_json: Json = False,
 ) -> None:
     """List the adapter families: what recognises them, and the forms that each can take.

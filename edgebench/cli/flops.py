@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from edgebench.cli.output import Json
+from edgebench.cli.options import Json
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from edgebench.cli.output import DeviceName, Json
+from edgebench.cli.options import DeviceName, Json
 
 if TYPE_CHECKING:
     from rich.text import Text

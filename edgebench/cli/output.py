@@ -9,8 +9,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import typer
 
@@ -18,26 +17,6 @@ from edgebench.errors import EdgebenchError
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
-Results = Annotated[
-    Path | None,
-    typer.Option("--results", help="Results directory (default: the workspace's results/)."),
-]
-DeviceName = Annotated[
-    str,
-    typer.Option("--device", "-d", help="A device profile's name (see `edgebench devices`)."),
-]
-
-DeviceNames = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--device",
-        "-d",
-        help="A device profile's name (see `edgebench devices`); repeat it for several. "
-        "Default: local.",
-    ),
-]
 
 
 class Answer(SystemExit):

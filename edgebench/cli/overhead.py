@@ -7,7 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebench.cli.output import Answer, DeviceName, Json, Results
+from edgebench.cli.options import (
+    BaseModel,
+    DeviceName,
+    ExportSeqLen,
+    Json,
+    Launches,
+    MaxDuration,
+    Precision,
+    Results,
+    Threads,
+    TimingTexts,
+    Wait,
+    WorkspaceCode,
+)
+from edgebench.cli.output import Answer
 
 if TYPE_CHECKING:
     from edgebench.overhead.budget import Figure, Line
@@ -21,7 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def overhead(
     adapter: Annotated[Path, typer.Argument(help="Directory of an adapter's checkpoint.")],
-    base: Annotated[str | None, typer.Option(help="Base model, as for `edgebench export`.")] = None,
+    base: BaseModel = None,
     device: DeviceName = "local",
     quant: Annotated[
         list[str] | None,
@@ -52,7 +66,7 @@ def overhead(
     max_active_atoms: Annotated[
         float | None, typer.Option(help="Budget: dictionary atoms that one token uses.")
     ] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens a sample.")] = 128,
+    seq_len: ExportSeqLen = 128,
     scenario: Annotated[
         str | None,
         typer.Option(help="As for `edgebench run`; of decoders generate, prefill or decode."),
@@ -63,35 +77,17 @@ def overhead(
     new_tokens: Annotated[
         int | None, typer.Option(help="Decoders: tokens that a call of generate makes.")
     ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Texts for the timing inputs, as for `edgebench export`.")
-    ] = None,
-    launches: Annotated[
-        int, typer.Option(help="Worker processes; intervals are taken over them.")
-    ] = 5,
+    data: TimingTexts = None,
+    launches: Launches = 5,
     percentile: Annotated[
         float, typer.Option(help="Highest percentile to support; overheads need the median alone.")
     ] = 90.0,
-    precision: Annotated[
-        str, typer.Option(help="Half-width of the median's interval that is enough, per launch.")
-    ] = "2%",
-    max_duration: Annotated[
-        float, typer.Option(help="Seconds after which a launch ends in any case.")
-    ] = 120.0,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the model (default: the profile's).")
-    ] = None,
+    precision: Precision = "2%",
+    max_duration: MaxDuration = 120.0,
+    threads: Threads = None,
     results: Results = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait for a device that is in use.")
-    ] = True,
-    workspace_code: Annotated[
-        bool,
-        typer.Option(
-            "--workspace-code/--no-workspace-code",
-            help="Load the workspace's own exporters/ (they are Python code).",
-        ),
-    ] = True,
+    wait: Wait = True,
+    workspace_code: WorkspaceCode = True,
     as_json: Json = False,
 ) -> None:
     """Measure an adapter's forms interleaved with the base alone, and judge them by budgets.

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebench.cli.output import Json, console, say_json
+from edgebench.cli.options import Json
+from edgebench.cli.output import console, say_json
 from edgebench.errors import UsageError
 
 if TYPE_CHECKING:

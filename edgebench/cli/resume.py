@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgebench.cli.output import DeviceNames, Json, Results
+from edgebench.cli.options import DeviceNames, Json, Results
 
 
 def register(app: typer.Typer) -> None:

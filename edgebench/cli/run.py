@@ -8,7 +8,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from edgebench.cli.output import DeviceNames, Json, Results, error_document, say_error
+from edgebench.cli.options import (
+    DeviceNames,
+    EnergyPrecision,
+    Json,
+    Launches,
+    MaxDuration,
+    OfflineBatch,
+    Precision,
+    Results,
+    SeqLen,
+    Threads,
+    Wait,
+)
+from edgebench.cli.output import error_document, say_error
 
 if TYPE_CHECKING:
     from edgebench.errors import EdgebenchError, MeasurementError
@@ -34,12 +47,8 @@ def run(
             "generate for decoders, else single-stream."
         ),
     ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Samples a call in the offline scenario (default 8).")
-    ] = None,
-    seq_len: Annotated[
-        int | None, typer.Option(help="Tokens a sample (default: as exported).")
-    ] = None,
+    batch: OfflineBatch = None,
+    seq_len: SeqLen = None,
     prompt_len: Annotated[
         int | None,
         typer.Option(
@@ -49,9 +58,7 @@ def run(
     new_tokens: Annotated[
         int | None, typer.Option(help="Tokens that a call of generate gives (default 32).")
     ] = None,
-    launches: Annotated[
-        int, typer.Option(help="Worker processes; intervals are taken over them.")
-    ] = 5,
+    launches: Launches = 5,
     percentile: Annotated[
         float | None,
         typer.Option(
@@ -62,12 +69,8 @@ def run(
     min_count: Annotated[
         int | None, typer.Option(help="Samples an artifact (default: what --percentile needs).")
     ] = None,
-    precision: Annotated[
-        str, typer.Option(help="Half-width of the median's interval that is enough, per launch.")
-    ] = "2%",
-    max_duration: Annotated[
-        float, typer.Option(help="Seconds after which a launch ends in any case.")
-    ] = 120.0,
+    precision: Precision = "2%",
+    max_duration: MaxDuration = 120.0,
     accuracy: Annotated[
         str,
         typer.Option(
@@ -83,9 +86,7 @@ def run(
             "any case, for a trace that `edgebench energy attach` brings later; off."
         ),
     ] = "auto",
-    energy_precision: Annotated[
-        str, typer.Option(help="Half-width of the energy a call (95 %) that is enough.")
-    ] = "5%",
+    energy_precision: EnergyPrecision = "5%",
     energy_max_duration: Annotated[
         float, typer.Option(help="Seconds after which a launch's energy rounds end.")
     ] = 120.0,
@@ -100,14 +101,10 @@ def run(
             "runs the base alone."
         ),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the model (default: the profile's).")
-    ] = None,
+    threads: Threads = None,
     seed: Annotated[int, typer.Option(help="Seed of every random order.")] = 0,
     results: Results = None,
-    wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="Wait for a device that is in use.")
-    ] = True,
+    wait: Wait = True,
     as_json: Json = False,
 ) -> None:
     """Measure artifacts on a device, interleaved, and store a recording.

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from edgebench.cli.output import Json, Results
+from edgebench.cli.options import Json, MaxDuration, Results, Threads
 
 
 def register(app: typer.Typer) -> None:
@@ -30,12 +30,8 @@ def sample(
     min_seq_len: Annotated[int, typer.Option(help="Shortest row, in tokens.")] = 16,
     max_seq_len: Annotated[int, typer.Option(help="Longest row, in tokens.")] = 128,
     launches: Annotated[int, typer.Option(help="Worker processes a configuration.")] = 3,
-    max_duration: Annotated[
-        float, typer.Option(help="Seconds after which a launch ends in any case.")
-    ] = 20.0,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of the model (default: the profile's).")
-    ] = None,
+    max_duration: MaxDuration = 20.0,
+    threads: Threads = None,
     again: Annotated[
         int, typer.Option(help="Times that an INVALID sample is measured again, after all others.")
     ] = 1,

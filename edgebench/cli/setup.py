@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgebench.cli.output import DeviceName, Json
+from edgebench.cli.options import DeviceName, Json
 
 if TYPE_CHECKING:
     from edgebench.transport.known_hosts import HostKey

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from edgebench.cli.output import Json, console, progress, say_json
+from edgebench.cli.options import Json
+from edgebench.cli.output import console, progress, say_json
 from edgebench.errors import InputError, UsageError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from edgebench.cli.output import Json, Results
+from edgebench.cli.options import Json, Results
 
 
 def register(app: typer.Typer) -> None:
