@@ -11,8 +11,9 @@
 
 The three take turns, so that all of them meet the machine in the same states. 200 checks against
 itself, and an eighth as many of each slowed copy, take an hour and a half on two shared cores:
-``EDGEBENCH_GATE_CHECKS`` sets how many (default 20), and ``EDGEBENCH_GATE_KEEP`` a directory in
-which what was checked is kept, so that a call that was cut off is gone on with.
+``EDGEBENCH_GATE_CHECKS`` sets how many (default 20), ``EDGEBENCH_GATE_SLOWED`` how many of each
+copy (default: an eighth), and ``EDGEBENCH_GATE_KEEP`` a directory in which what was checked is
+kept, so that a call that was cut off is gone on with.
 ``EDGEBENCH_GATE_FOREIGN_LOAD`` and ``EDGEBENCH_GATE_CANARY_SHIFT`` are given to
 ``--max-foreign-load`` and ``--max-canary-shift``.
 """
@@ -186,7 +187,8 @@ def measure(quick: bool) -> list[Figure]:
     model = artifact("int8")
     checks = 2 if quick else int(os.environ.get("EDGEBENCH_GATE_CHECKS", "20"))
     kept = Kept(None if quick else os.environ.get("EDGEBENCH_GATE_KEEP"), model)
-    wanted = {"itself": checks} | dict.fromkeys(ADDED, max(1, checks // 8))
+    slowed_checks = int(os.environ.get("EDGEBENCH_GATE_SLOWED", max(1, checks // 8)))
+    wanted = {"itself": checks} | dict.fromkeys(ADDED, slowed_checks)
     with bench() as place:
         copies = {"itself": model}
         for name, added in ADDED.items():
@@ -197,7 +199,7 @@ def measure(quick: bool) -> list[Figure]:
         left = {name: many - len(kept.checks(name)) for name, many in wanted.items()}
         for name in in_turn(left):
             document = check(place, model, copies[name], quick=quick)
-            line = {"against": name, "status": document["status"], "seconds": document["seconds"]}
+            line = {"against": name} | {k: document[k] for k in ("status", "seconds", "broken")}
             kept.add(line)
             print(
                 f"{name} {len(kept.checks(name))}/{wanted[name]}: {line['status']}", file=sys.stderr
