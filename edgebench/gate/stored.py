@@ -72,7 +72,7 @@ class SelfTest:
         )
         return (
             f"self-test of {self.created_at[:10]}: {self.alarms} false alarms in {self.checks} "
-            f"checks of a model against itself (rate at most {100 * self.alarm_rate_hi:.2g} %), "
+            f"checks of a model against itself (rate at most {100 * self.alarm_rate_hi:.3g} %), "
             f"{100 * self.replayed_alarms / self.replays:.2g} % in {self.replays} replays; "
             f"smallest slowdown found: {smallest} in {self.blocks} blocks, {self.seconds:.0f} s"
         )
