@@ -11,7 +11,7 @@
 
 The three take turns, so that all of them meet the machine in the same states. 200 checks against
 itself, and an eighth as many of each slowed copy, take an hour and a half on two shared cores:
-``EDGEBENCH_GATE_CHECKS`` sets how many (default 20), ``EDGEBENCH_GATE_SLOWED`` how many of each
+``EDGEBENCH_GATE_CHECKS`` sets how many (default 15), ``EDGEBENCH_GATE_SLOWED`` how many of each
 copy (default: an eighth), and ``EDGEBENCH_GATE_KEEP`` a directory in which what was checked is
 kept, so that a call that was cut off is gone on with.
 ``EDGEBENCH_GATE_FOREIGN_LOAD`` and ``EDGEBENCH_GATE_CANARY_SHIFT`` are given to
@@ -47,7 +47,7 @@ WIDTH = 384
 #: Columns that a copy multiplies the hidden states by more: MiniLM's six layers have 27,648.
 ADDED = {"about 3 %": WIDTH + 144, "about 10 %": 5 * WIDTH}
 SEQ_LEN = 16
-#: A copy counts as slow enough to be found only where its measured slowdown is at least the limit.
+#: What each check is given as --max-regression.
 LIMIT = 0.03
 
 
@@ -185,7 +185,7 @@ def in_turn(wanted: dict[str, int]) -> list[str]:
 
 def measure(quick: bool) -> list[Figure]:
     model = artifact("int8")
-    checks = 2 if quick else int(os.environ.get("EDGEBENCH_GATE_CHECKS", "20"))
+    checks = 2 if quick else int(os.environ.get("EDGEBENCH_GATE_CHECKS", "15"))
     kept = Kept(None if quick else os.environ.get("EDGEBENCH_GATE_KEEP"), model)
     slowed_checks = int(os.environ.get("EDGEBENCH_GATE_SLOWED", max(1, checks // 8)))
     wanted = {"itself": checks} | dict.fromkeys(ADDED, slowed_checks)
